@@ -1,0 +1,1 @@
+"""Express a source's distributions over the pivot's tokens."""

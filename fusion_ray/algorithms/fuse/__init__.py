@@ -1,0 +1,1 @@
+"""Choose among models, and teach the choice: fusion functions, packing, the sparse soft-target loss."""

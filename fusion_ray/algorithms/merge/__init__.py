@@ -1,0 +1,1 @@
+"""Merge targets of one shape in parameter space; one method a file."""

@@ -1,0 +1,1 @@
+"""Heavy model libraries behind small classes that run without Ray."""

