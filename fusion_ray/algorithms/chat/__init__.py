@@ -1,0 +1,24 @@
+"""Conversations as tokens: which tokens are answer, and at which byte of the answer each of them ends.
+
+template.py     how a conversation is written as text: native, none, a built-in, or the pivot's template
+spans.py        where the answers stand in that text, found by rendering and never by searching
+token_ends.py   the byte at which every token ends
+rendered.py     the result, `Rendered` and its `Turn`s, and how it is cut to a length
+render.py       the four together
+"""
+
+from fusion_ray.algorithms.chat.render import render, render_all
+from fusion_ray.algorithms.chat.rendered import Rendered, Turn, cut
+from fusion_ray.algorithms.chat.template import BUILT_IN, Template, choose_template, pivot_template
+
+__all__ = [
+    "BUILT_IN",
+    "Rendered",
+    "Template",
+    "Turn",
+    "choose_template",
+    "cut",
+    "pivot_template",
+    "render",
+    "render_all",
+]
