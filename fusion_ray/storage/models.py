@@ -51,7 +51,7 @@ def find_model(reference: str) -> ModelFiles:
         folder, revision = _find_on_hub(reference)
     _check_files(folder, reference)
     files = sorted(file for pattern in _NEEDED for file in folder.glob(pattern) if file.name != "MANIFEST.json")
-    hashes = {file.name: _cached_hash(file) for file in files}
+    hashes = {file.name: file_hash(file) for file in files}
     return ModelFiles(reference, str(folder), revision, hashes)
 
 
@@ -91,8 +91,9 @@ def _check_files(folder: Path, reference: str) -> None:
     raise RecipeError(f"model '{reference}': {folder} has no *.safetensors weights.")
 
 
-def _cached_hash(file: Path) -> str:
-    """Hash a file once per (path, size, mtime): weights are large, and `plan` must be quick."""
+def file_hash(path: str | Path) -> str:
+    """sha256 of a local file, computed once per (path, size, mtime): weights are large, and `plan` must be quick."""
+    file = Path(path)
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
     root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "fusion_ray" / "hashes"

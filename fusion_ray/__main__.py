@@ -1,0 +1,6 @@
+"""`python -m fusion_ray`."""
+
+from fusion_ray.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The command line: every error becomes one clear message and an exit code. Heavy imports wait for their command."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fusion_ray.errors import FusionRayError
+
+app = typer.Typer(
+    name="fusion-ray",
+    help="Fuse the knowledge of several chat LLMs of any architecture and tokenizer into one model, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out = Console(highlight=False)
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe, YAML or JSON.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one setting: section.key=value.", metavar="KEY=VALUE")
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else a local Ray.")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's models and chats go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+) -> None:
+    """Make three small specialists and a pivot from text on this machine, then fuse them: the whole job in minutes."""
+    from fusion_ray.demo import prepare
+    from fusion_ray.terminal import live_progress
+
+    with live_progress(out) as tell:
+        path = prepare(folder, seed, tell)
+    _run(path, [f"seed={seed}"], "report", None)
+
+
+@app.command()
+def init(
+    pivot: Annotated[str, typer.Argument(help="Folder or Hub id of the pivot.")],
+    sources: Annotated[list[str], typer.Argument(help="Folders or Hub ids of the sources.")],
+    corpus: Annotated[str, typer.Option(help="Chats: a file or folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Look at a pivot, sources and a corpus, and write a commented recipe for them."""
+    from fusion_ray.recipe_writer import write_recipe
+
+    write_recipe(pivot, sources, corpus, output)
+    out.print(f"Wrote {output}. Next: [bold]fusion-ray plan {output}[/bold]")
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Overrides = None) -> None:
+    """Say what is done, stale or to do, and why; starts nothing."""
+    from fusion_ray import pipeline
+    from fusion_ray.recipe import load_recipe
+    from fusion_ray.terminal import plan_table
+
+    loaded = load_recipe(recipe, tuple(set_ or ()))
+    out.print(plan_table(loaded, pipeline.plan(loaded)))
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    set_: Overrides = None,
+    until: Annotated[str, typer.Option(help="Last stage to run.")] = "report",
+    address: Address = None,
+) -> None:
+    """Run a recipe: makes exactly what is stale or missing."""
+    _run(recipe, set_ or [], until, address)
+
+
+def _run(recipe: Path, overrides: list[str], until: str, address: str | None) -> None:
+    from fusion_ray import pipeline
+    from fusion_ray.recipe import load_recipe
+    from fusion_ray.terminal import closing_lines, live_progress
+
+    loaded = load_recipe(recipe, tuple(overrides))
+    with live_progress(out) as tell:
+        pipeline.run(loaded, tell, until=until, address=address)
+    if until == "report":
+        _show(loaded.folder)
+        out.print(closing_lines(loaded.folder), soft_wrap=True)
+
+
+@app.command()
+def show(
+    runs: Annotated[list[str], typer.Argument(help="One run folder, or two to compare.", metavar="RUN [RUN]")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")] = False,
+) -> None:
+    """Show the report of a run in the terminal, or compare two runs."""
+    if len(runs) > 2:
+        raise typer.BadParameter("give one run folder, or two to compare")
+    if as_json:
+        from fusion_ray.show import read_report
+
+        reports = [read_report(run) for run in runs]
+        sys.stdout.write(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1) + "\n")
+    else:
+        _show(*runs)
+
+
+def _show(*runs: str) -> None:
+    from fusion_ray.show import report_tables
+
+    for table in report_tables(*runs):
+        out.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, devices, engines, memory, disk."""
+    from fusion_ray.doctor import examine
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("check", "found", "advice"):
+        table.add_column(column)
+    findings = examine()
+    for finding in findings:
+        table.add_row(finding.check, finding.found, finding.advice, style=None if finding.fine else "yellow")
+    out.print(table)
+    if any(finding.fatal for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `fusion-ray` command."""
+    try:
+        app()
+    except FusionRayError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]{type(error).__name__}[/bold red]", end=" ")
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. What was finished is kept; the same command goes on from there.\n")
+        sys.exit(130)

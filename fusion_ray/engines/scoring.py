@@ -1,0 +1,148 @@
+"""Score a shard of the corpus with one model: render its chats, ask the scorer, lay the results out as columns.
+
+Used by the stages `distributions` (top-k of every answer position) and `report` (nll only); no Ray here.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from fusion_ray.algorithms.chat import Rendered, cut, render
+from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.scorer import Scorer
+from fusion_ray.errors import FusionRayError
+
+RENDERED_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("turn_starts", pa.list_(pa.int32())),
+        ("turn_lengths", pa.list_(pa.int32())),
+        ("turn_ended", pa.list_(pa.bool_())),
+        ("boundaries", pa.list_(pa.int32())),
+        ("n_bytes", pa.int32()),
+        ("reason", pa.string()),
+    ]
+)
+DISTRIBUTIONS_SCHEMA = pa.schema(
+    [
+        *(field for field in RENDERED_SCHEMA if field.name != "reason"),
+        ("real_logprobs", pa.list_(pa.float32())),
+        ("topk_ids", pa.list_(pa.int32())),
+        ("topk_logprobs", pa.list_(pa.float32())),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class RenderSettings(NamedTuple):
+    """How conversations become token ids."""
+
+    template: str
+    max_length: int
+    too_long: str
+
+
+def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa.Table:
+    """Tokenise the chats of a corpus shard in the model's template, row by row in order.
+
+    A row that this tokenizer or template cannot express keeps its place with a reason.
+    """
+    rows = []
+    for chat in chats.to_pylist():
+        row: dict[str, Any] = {"id": chat["id"], "reason": chat["reason"]}
+        if chat["reason"] is None:
+            try:
+                row |= _columns_of(_render_one(chat["messages"], tokenizer, settings))
+            except FusionRayError as error:
+                row["reason"] = str(error)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=RENDERED_SCHEMA)
+
+
+def _render_one(messages: list[dict[str, str]], tokenizer: Any, settings: RenderSettings) -> Rendered:
+    rendered = render(tokenizer, messages, settings.template)
+    if len(rendered.input_ids) > settings.max_length:
+        if settings.too_long == "reject":
+            raise FusionRayError(f"{len(rendered.input_ids)} tokens, more than max_length {settings.max_length}")
+        rendered = cut(rendered, settings.max_length)
+    if not sum(len(turn.boundaries) for turn in rendered.turns):
+        raise FusionRayError(f"no answer token within max_length {settings.max_length}")
+    return rendered
+
+
+def _columns_of(rendered: Rendered) -> dict[str, Any]:
+    return {
+        "input_ids": rendered.input_ids,
+        "turn_starts": [turn.start for turn in rendered.turns],
+        "turn_lengths": [len(turn.boundaries) for turn in rendered.turns],
+        "turn_ended": [turn.ended for turn in rendered.turns],
+        "boundaries": np.concatenate([turn.boundaries for turn in rendered.turns]),
+        "n_bytes": sum(int(turn.boundaries[-1]) for turn in rendered.turns if len(turn.boundaries)),
+    }
+
+
+def score_rows(rendered: pa.Table, scorer: Scorer) -> pa.Table:
+    """Ask the scorer for the distributions at every answer position of a rendered shard.
+
+    A row whose numbers are not finite is rejected with its reason; the others are not touched by it.
+    """
+    usable = [row for row, reason in enumerate(rendered["reason"].to_pylist()) if reason is None]
+    sequences = [np.asarray(rendered["input_ids"][row].as_py(), dtype=np.int32) for row in usable]
+    positions = [answer_positions(rendered["turn_starts"][r].as_py(), rendered["turn_lengths"][r].as_py()) for r in usable]
+    scored = dict(zip(usable, scorer.score(sequences, positions), strict=True)) if usable else {}
+    rows = []
+    for number, row in enumerate(rendered.to_pylist()):
+        topk = scored.get(number)
+        if topk is not None:
+            try:
+                topk.check(f"row {row['id']}")
+                row |= _topk_columns(topk)
+            except FusionRayError as error:
+                row = {"id": row["id"], "reason": str(error)}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=DISTRIBUTIONS_SCHEMA)
+
+
+def answer_positions(turn_starts: list[int], turn_lengths: list[int]) -> np.ndarray:
+    """Indices in input_ids of the answer tokens, turn after turn, int64."""
+    spans = [np.arange(s, s + n) for s, n in zip(turn_starts, turn_lengths, strict=True)]
+    return np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
+
+
+def _topk_columns(topk: TopK) -> dict[str, Any]:
+    return {
+        "real_logprobs": topk.real_logprobs_T,
+        "topk_ids": topk.ids_TK.reshape(-1),
+        "topk_logprobs": topk.logprobs_TK.reshape(-1),
+    }
+
+
+def read_topk(table: pa.Table) -> TopK:
+    """All distributions of a shard's usable rows, one after the other, as one TopK.
+
+    Args:
+        table: A distributions or fused shard, or a part of one.
+    """
+    real_T = _values(table, "real_logprobs", np.float32)
+    ids = _values(table, "topk_ids", np.int32)
+    width = len(ids) // len(real_T) if len(real_T) else 1
+    return TopK(ids.reshape(-1, width), _values(table, "topk_logprobs", np.float32).reshape(-1, width), real_T)
+
+
+def _values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
+    """The values of a list column, concatenated over rows; null rows hold none."""
+    return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+
+def sum_scores(scored: pa.Table) -> dict[str, Any]:
+    """Totals of a scored shard: answer tokens, bytes, nll in nats, and the rejected rows."""
+    reasons = dict(zip(scored["id"].to_pylist(), scored["reason"].to_pylist(), strict=True))
+    real = _values(scored, "real_logprobs", np.float64)
+    return {
+        "rejected": {identity: reason for identity, reason in reasons.items() if reason is not None},
+        "answer_tokens": len(real),
+        "answer_bytes": int(np.nansum(scored["n_bytes"].to_numpy().astype(np.float64))) if len(scored) else 0,
+        "nll_nats": float(-real.sum()),
+    }

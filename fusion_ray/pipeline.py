@@ -1,0 +1,213 @@
+"""The pipeline from top to bottom: which artifacts a recipe asks for, which are done, and how to make the rest."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from fusion_ray.errors import ArtifactError, FusionRayError, RecipeError
+from fusion_ray.progress import Progress, Tell, silent
+from fusion_ray.recipe import Recipe, Section
+from fusion_ray.storage.artifacts import Artifact, read_manifest
+from fusion_ray.storage.chats import chat_files
+from fusion_ray.storage.filesystem import exists, join, locate, write_bytes
+from fusion_ray.storage.models import ModelFiles, file_hash, find_model
+
+STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
+
+# Settings that say where and how fast, not what: changing one of them makes nothing stale.
+_PLACEMENT = {
+    "actors", "cpus_per_actor", "gpus_per_actor", "wait_s", "cpus_per_task", "cpus_per_worker", "gpus_per_worker",
+    "side_by_side", "retries", "max_rejected", "checkpoint_every_steps", "controls", "concurrency", "timeout_s",
+    "task_mib", "shards_at_once",
+}  # fmt: skip
+
+State = Literal["done", "stale", "to do", "blocked"]
+
+
+class Status(NamedTuple):
+    """Where one artifact stands, and why it must be made if it must."""
+
+    artifact: Artifact
+    state: State
+    why: str
+
+
+def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
+    """Every artifact of a recipe, inputs before what is made from them.
+
+    Args:
+        recipe: The run.
+        need_inputs: Refuse missing models or corpus; else they stand in the graph as missing.
+
+    Raises:
+        RecipeError: A model or the corpus is not there.
+    """
+    find = find_model if need_inputs else _find_or_miss
+    models = {name: find(model.model) for name, model in recipe.models().items()}
+    corpus = _corpus(recipe, need_inputs)
+    distributions = {name: _distributions(recipe, name, corpus, models) for name in models}
+    fused = _fused(recipe, distributions, models)
+    targets = _targets(recipe, fused, distributions, models["pivot"])
+    taught = {name: target for name, target in targets.items() if name in fused}
+    merged = _artifact(recipe, "merged", "", _section(recipe.merged), taught, {"pivot": models["pivot"]})
+    inputs = {f"distributions/{n}": a for n, a in distributions.items()} | {f"fused/{n}": a for n, a in fused.items()}
+    inputs |= {f"targets/{n}": a for n, a in targets.items()} | {"corpus": corpus, "merged": merged}
+    report = _artifact(recipe, "report", "", _section(recipe.report), inputs, models)
+    return [corpus, *distributions.values(), *fused.values(), *targets.values(), merged, report]
+
+
+def plan(recipe: Recipe) -> list[Status]:
+    """Say for every artifact whether it is done, stale, to do, or blocked by something missing; starts nothing."""
+    return [_status(artifact) for artifact in graph(recipe, need_inputs=False)]
+
+
+def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: str | None = None) -> list[Status]:
+    """Make exactly what is stale or missing, stage after stage.
+
+    Args:
+        recipe: The run.
+        tell: Receives progress reports.
+        until: Last stage to run.
+        address: Ray cluster to use; default RAY_ADDRESS, else a local one.
+
+    Returns:
+        What stood where before the run.
+
+    Raises:
+        FusionRayError: Whatever stopped it; all that was finished before stays.
+    """
+    if until not in STAGES:
+        raise RecipeError(f"stage '{until}': expected one of {', '.join(STAGES)}.")
+    before = [_status(artifact) for artifact in graph(recipe)]
+    write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        todo = [status.artifact for status in before if status.artifact.stage == stage and status.state != "done"]
+        for status in before:
+            if status.artifact.stage == stage and status.state == "done":
+                tell(Progress(str(status.artifact), 1, 1, "done before"))
+        if todo:
+            _connect(address)
+            _builder(stage)(recipe, todo, tell)
+            _check_made(todo)
+    return before
+
+
+def _builder(stage: str) -> Callable[[Recipe, list[Artifact], Tell], None]:
+    # Found by name, and only now: a stage brings Ray and torch, which `plan` and `--help` must not wait for.
+    builder = getattr(importlib.import_module(f"fusion_ray.stages.{stage}"), f"build_{stage}")
+    return builder  # type: ignore[no-any-return]
+
+
+def _connect(address: str | None) -> None:
+    importlib.import_module("fusion_ray.stages.cluster").connect(address)
+
+
+def _check_made(artifacts: list[Artifact]) -> None:
+    for artifact in artifacts:
+        if read_manifest(artifact.folder).fingerprint != artifact.fingerprint:
+            raise ArtifactError(f"{artifact}: its stage ended without making it; this is a bug worth reporting.")
+
+
+def _status(artifact: Artifact) -> Status:
+    missing = [model.hashes["missing"] for model in artifact.models.values() if "missing" in model.hashes]
+    missing += [text for label, text in artifact.contents.items() if label == "missing"]
+    if missing:
+        return Status(artifact, "blocked", missing[0])
+    if not exists(join(artifact.folder, "MANIFEST.json")):
+        return Status(artifact, "to do", "")
+    try:
+        changes = artifact.why_stale(read_manifest(artifact.folder))
+    except FusionRayError as error:
+        return Status(artifact, "stale", str(error))
+    return Status(artifact, "stale", "; ".join(changes)) if changes else Status(artifact, "done", "")
+
+
+# --- the artifacts of each stage -------------------------------------------------------------------------------
+
+
+def _corpus(recipe: Recipe, need_inputs: bool) -> Artifact:
+    try:
+        contents = {_file_label(recipe, uri): _content_hash(uri) for uri in chat_files(recipe.corpus.path)}
+    except RecipeError as error:
+        if need_inputs:
+            raise
+        contents = {"missing": str(error)}
+    settings = _section(recipe.corpus) | {"seed": recipe.seed}
+    settings.pop("path")  # Its content counts, not where it lies.
+    return _artifact(recipe, "corpus", "", settings, {}, {}, contents)
+
+
+def _distributions(recipe: Recipe, name: str, corpus: Artifact, models: dict[str, ModelFiles]) -> Artifact:
+    model = recipe.models()[name]
+    settings = _section(recipe.distributions)
+    settings["engine"] = _section(model.engine or recipe.distributions.engine)
+    settings["template"] = model.template or settings["template"]
+    needed = {"model": models[name]}
+    if settings["template"] == "pivot":
+        needed["pivot"] = models["pivot"]
+    return _artifact(recipe, "distributions", name, settings, {"corpus": corpus}, needed)
+
+
+def _fused(recipe: Recipe, distributions: dict[str, Artifact], models: dict[str, ModelFiles]) -> dict[str, Artifact]:
+    names = [source.name for source in recipe.sources]
+    groups = {"multi": names} if recipe.fused.mode == "multi" else {name: [name] for name in names}
+    return {
+        label: _artifact(
+            recipe,
+            "fused",
+            label,
+            _section(recipe.fused),
+            {name: distributions[name] for name in ["pivot", *members]} | {"corpus": distributions["pivot"].inputs["corpus"]},
+            {name: models[name] for name in ["pivot", *members]},
+        )
+        for label, members in groups.items()
+    }
+
+
+def _targets(
+    recipe: Recipe, fused: dict[str, Artifact], distributions: dict[str, Artifact], pivot: ModelFiles
+) -> dict[str, Artifact]:
+    settings = _section(recipe.targets) | {"seed": recipe.seed}
+    first = next(iter(fused.values()))
+    inputs = {name: {"fused": artifact} for name, artifact in fused.items()}
+    inputs |= {name: {"fused": first, "pivot": distributions["pivot"]} for name in recipe.targets.controls}
+    return {name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()}
+
+
+def _artifact(
+    recipe: Recipe,
+    stage: str,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Artifact],
+    models: dict[str, ModelFiles],
+    contents: dict[str, str] | None = None,
+) -> Artifact:
+    folder = join(recipe.folder, f"{STAGES.index(stage) + 1}_{stage}", *([name] if name else []))
+    return Artifact(stage, name, folder, settings, inputs, models, contents or {})
+
+
+def _section(section: Section) -> dict[str, Any]:
+    """A recipe section as plain data without the settings that cannot change results."""
+    return {key: value for key, value in section.model_dump(mode="json").items() if key not in _PLACEMENT}
+
+
+def _find_or_miss(reference: str) -> ModelFiles:
+    try:
+        return find_model(reference)
+    except RecipeError as error:
+        return ModelFiles(reference, "", "", {"missing": str(error)})
+
+
+def _file_label(recipe: Recipe, uri: str) -> str:
+    return uri.removeprefix(recipe.corpus.path).lstrip("/") or "chats"
+
+
+def _content_hash(uri: str) -> str:
+    place = locate(uri)
+    if place.is_local:
+        return file_hash(place.path)
+    info = place.filesystem.get_file_info(place.path)
+    return hashlib.sha256(json.dumps([info.size, info.mtime_ns]).encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""The Ray cluster that stages run on: connect to it, ask what it has, stream items through it.
+
+With pipeline.py and the stages, the only place that imports ray.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from fusion_ray.errors import ClusterError, FusionRayError
+
+_LOCAL_OBJECT_STORE_BYTES = 512 << 20
+
+
+def connect(address: str | None = None, num_cpus: int | None = None) -> None:
+    """Join the cluster at `address` (or RAY_ADDRESS), or start a local one; nothing happens when already connected.
+
+    Raises:
+        ClusterError: There is no cluster at the address.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address == "local":
+        options |= {
+            "include_dashboard": False,
+            "num_cpus": num_cpus,
+            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ClusterError(f"No Ray cluster at '{address}' ({error}). Start one with `ray start --head`.") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A shard's bytes depend on its inputs alone, so the order in which shards finish is free.
+    context.execution_options.preserve_order = False
+
+
+def total(resource: str) -> float:
+    """How much of a resource (`CPU`, `GPU`) the cluster has now, whoever uses it."""
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def can_autoscale() -> bool:
+    """Whether the cluster may grow beyond what it has now."""
+    return bool(os.environ.get("RAY_AUTOSCALING") or ray.cluster_resources().get("autoscaling_head"))
+
+
+def require(what: str, *, cpus: float, gpus: float = 0.0) -> None:
+    """Refuse at once a request that no node of a fixed cluster can ever satisfy.
+
+    Raises:
+        ClusterError: No single node has that many CPUs and GPUs.
+    """
+    if can_autoscale():
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "no nodes"
+    raise ClusterError(
+        f"{what} asks for {cpus:g} CPU and {gpus:g} GPU on one node; this cluster has: {there}. "
+        "Ask for less in the recipe (cpus_per_*, gpus_per_*) or start larger nodes."
+    )
+
+
+def stream(items: list[Any], function: Callable[[Any], Any], *, cpus: float, limit: int | None = None) -> Iterator[Any]:
+    """Run a function on every item as Ray Data tasks and yield the results as they finish, in any order.
+
+    Args:
+        items: Work descriptions.
+        function: Runs in a task and returns plain data that JSON can hold, with its own identity in it; a
+            FusionRayError that it raises reaches the caller unchanged.
+        cpus: Logical CPUs of one task.
+        limit: At most this many tasks at once.
+    """
+    if not items:
+        return
+    dataset = ray.data.range(len(items), override_num_blocks=len(items))
+    yield from results_of(dataset.map(_Call(function, items), num_cpus=cpus, concurrency=limit))
+
+
+def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
+    """Yield what the JSON in the `result` column holds; a worker's FusionRayError is raised as itself."""
+    try:
+        for row in dataset.iter_rows(prefetch_batches=0):
+            yield json.loads(row["result"])
+    except Exception as error:
+        raise _root_cause(error) from error
+
+
+def result_table(result: Any) -> pa.Table:
+    """One result as the batch that `results_of` reads."""
+    return pa.table({"result": [json.dumps(result)]})
+
+
+class _Call:
+    """Adapts a function of an item to Ray Data's rows, which hold only the item's number."""
+
+    def __init__(self, function: Callable[[Any], Any], items: list[Any]) -> None:
+        self.function = function
+        self.items = items
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"result": json.dumps(self.function(self.items[row["id"]]))}
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The FusionRayError inside Ray's wrappers, or the error itself."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, FusionRayError):
+            return _plain_copy(current)
+        seen.add(id(current))
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return error
+
+
+def _plain_copy(error: FusionRayError) -> FusionRayError:
+    """Ray makes a class on the fly that is both a RayTaskError and ours; give back ours, with its first line only."""
+    for kind in type(error).__mro__:
+        if kind.__module__ == FusionRayError.__module__:
+            return kind(*(getattr(error, "cause", error)).args)
+    return error
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """Pack a table into one value, so that a shard travels as one row and stays whole."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_ipc(data: bytes) -> pa.Table:
+    """Unpack `to_ipc`."""
+    return pa.ipc.open_stream(pa.BufferReader(data)).read_all()

@@ -1,0 +1,149 @@
+"""Stage `distributions`: every model, the pivot too, scores the corpus; top-k per answer position is kept.
+
+Reads:  the corpus shards.
+Writes: <model>/{train,validation,heldout}/ shards: tokens, answer spans, boundaries, top-k, the real token's
+        log-probability; <model>/MANIFEST.json.
+
+A shard travels through Ray Data as one row: rendered by CPU tasks, scored by an actor that holds the model,
+written there under its final name. Shards that are on disk already are not scored again.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.engines.scorer import Scorer, make_scorer
+from fusion_ray.engines.scoring import RenderSettings, render_rows, score_rows, sum_scores
+from fusion_ray.progress import Progress, Tell
+from fusion_ray.recipe import Distributions, Model, Recipe
+from fusion_ray.stages import cluster
+from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.rejections import settle_rejections
+from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+
+
+def build_distributions(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
+    """Score the corpus with the model of every artifact, several side by side while the cluster has room.
+
+    Raises:
+        ClusterError: The cluster can never run one actor as the recipe asks for it.
+        ArtifactError: A model had to reject more rows than max_rejected allows.
+    """
+    settings = recipe.distributions
+    cluster.require("distributions", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
+        futures = [pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts]
+        for future in futures:
+            future.result()
+
+
+def _side_by_side(settings: Distributions, wanted: int) -> int:
+    """How many models fit at once, each with its smallest actor pool."""
+    fits = [wanted]
+    if settings.cpus_per_actor:
+        fits.append(int(cluster.total("CPU") // (settings.cpus_per_actor * settings.actors.min)))
+    if settings.gpus_per_actor:
+        fits.append(int(cluster.total("GPU") // (settings.gpus_per_actor * settings.actors.min)))
+    return max(1, min(fits))
+
+
+def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
+    started = time.monotonic()
+    retract_manifest(artifact.folder)
+    corpus = artifact.inputs["corpus"]
+    planned = read_manifest(corpus.folder).shards
+    found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
+    records = [record for record in found.values() if record]
+    todo = [shard for shard in planned if not found[shard.path]]
+    total_rows = sum(shard.rows for shard in planned)
+    done_rows, tokens = sum(record.rows for record in records), 0
+    tell(Progress(str(artifact), done_rows, total_rows))
+    for result in _score_shards(recipe, artifact, todo):
+        record = ShardRecord(**result)
+        records.append(record)
+        done_rows += record.rows
+        tokens += record.facts["answer_tokens"]
+        rate = tokens / (time.monotonic() - started)
+        tell(Progress(str(artifact), done_rows, total_rows, f"{rate:,.0f} answer tokens/s"))
+    order = {shard.path: number for number, shard in enumerate(planned)}
+    records.sort(key=lambda record: order[record.path])
+    rejected = settle_rejections(artifact, records, recipe.distributions.max_rejected)
+    sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
+    facts = {**sums, "rejected": rejected}
+    write_manifest(artifact, seconds=time.monotonic() - started, shards=records, facts=facts)
+
+
+def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> Any:
+    """Stream shards through rendering tasks and a pool of scoring actors; yields their records as they finish."""
+    if not todo:
+        return
+    settings = recipe.distributions
+    model = recipe.models()[artifact.name]
+    spare = cluster.total("CPU") > settings.cpus_per_actor * settings.actors.max * max(1, len(recipe.sources))
+    rendered = ray.data.range(len(todo), override_num_blocks=len(todo)).map(
+        _Render(recipe, artifact, todo),
+        # Where actors take every CPU a rendering task would wait for ever; it then shares theirs.
+        num_cpus=1 if spare else 0,
+        concurrency=max(1, settings.actors.max),
+    )
+    scored = rendered.map_batches(
+        _Score,
+        fn_constructor_args=(recipe, model, artifact),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=settings.cpus_per_actor,
+        num_gpus=settings.gpus_per_actor or None,
+        concurrency=(settings.actors.min, settings.actors.max),
+    )
+    yield from cluster.results_of(scored)
+
+
+def render_settings(recipe: Recipe, name: str, pivot_template: str | None = None) -> RenderSettings:
+    """How a model of the recipe reads chats: its own template setting, else the recipe's."""
+    settings = recipe.distributions
+    template = recipe.models()[name].template or settings.template
+    return RenderSettings(template, settings.max_length, settings.too_long)
+
+
+class _Render:
+    """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
+
+    def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
+        self.recipe = recipe
+        self.artifact = artifact
+        self.todo = todo
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard = self.todo[row["id"]]
+        chats = read_shard(self.artifact.inputs["corpus"].folder, shard)
+        model = self.artifact.models["model"]
+        tokenizer = load_tokenizer(model.folder, self.recipe.models()[self.artifact.name].trust_remote_code)
+        rendered = render_rows(chats, tokenizer, render_settings(self.recipe, self.artifact.name))
+        return {"path": shard.path, "rendered": cluster.to_ipc(rendered)}
+
+
+class _Score:
+    """Holds the model; scores one rendered shard a call and commits it."""
+
+    def __init__(self, recipe: Recipe, model: Model, artifact: Artifact) -> None:
+        settings = recipe.distributions
+        self.artifact = artifact
+        self.scorer: Scorer = make_scorer(
+            model.engine or settings.engine,
+            artifact.models["model"].folder,
+            top_k=settings.top_k,
+            max_length=settings.max_length,
+            threads=max(1, int(settings.cpus_per_actor)),
+            trust_remote_code=model.trust_remote_code,
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        path = batch["path"][0].as_py()
+        scored = score_rows(cluster.from_ipc(batch["rendered"][0].as_py()), self.scorer)
+        record = write_shard(self.artifact.folder, path, scored, self.artifact.fingerprint, sum_scores(scored))
+        return cluster.result_table(asdict(record))
