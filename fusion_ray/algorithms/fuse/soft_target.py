@@ -1,0 +1,95 @@
+"""What a model is trained towards at each answer position: the gold token, and a few outcomes of another model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Tail = Literal["bucket", "renormalise"]
+GOLD_ONLY = -1
+
+
+@dataclass(frozen=True, eq=False)
+class SoftTarget:
+    """A sparse target over N answer positions: K kept tokens, their tail, and the gold token.
+
+    Attributes:
+        gold_N: The token that really came, int64.
+        ids_NK: Kept tokens, int64; -1 where fewer than K are in use.
+        probs_NK: Their probabilities P, float32; 0 where the id is -1.
+        tail_N: Probability of "none of the kept", float32; 0 under `renormalise`.
+        lambda_N: Weight of the gold token's cross-entropy, float32 in [0, 1].
+        tail: What stands for the mass outside the kept tokens.
+    """
+
+    gold_N: torch.Tensor
+    ids_NK: torch.Tensor
+    probs_NK: torch.Tensor
+    tail_N: torch.Tensor
+    lambda_N: torch.Tensor
+    tail: Tail = "bucket"
+
+    def __len__(self) -> int:
+        return len(self.gold_N)
+
+    def __getitem__(self, part: slice) -> "SoftTarget":
+        return self._each(lambda tensor: tensor[part])
+
+    def to(self, device: torch.device) -> "SoftTarget":
+        """The same target on another device."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SoftTarget":
+        tensors = (self.gold_N, self.ids_NK, self.probs_NK, self.tail_N, self.lambda_N)
+        return SoftTarget(*map(change, tensors), tail=self.tail)
+
+
+def gold_target(gold_N: torch.Tensor) -> SoftTarget:
+    """The target of plain supervised fine-tuning: the gold token and nothing else."""
+    n = len(gold_N)
+    empty_NK = torch.zeros(n, 0, device=gold_N.device)
+    ones_N = torch.ones(n, device=gold_N.device)
+    return SoftTarget(gold_N, empty_NK.long(), empty_NK, torch.zeros_like(ones_N), ones_N)
+
+
+def soft_target(
+    gold_N: torch.Tensor,
+    ids_NK: torch.Tensor,
+    logprobs_NK: torch.Tensor,
+    chosen_N: torch.Tensor,
+    *,
+    lambda_: float,
+    tail: Tail = "bucket",
+    temperature: float = 1.0,
+) -> SoftTarget:
+    """Turn stored top-k log-probabilities into a target.
+
+    The temperature acts on P alone: softmax(log P / temperature) over the kept tokens and, under `bucket`, over the
+    tail as one more outcome. A position with `chosen` -1, or with no kept token, is trained on gold alone.
+
+    Args:
+        gold_N: Token that really came.
+        ids_NK: Kept tokens, -1 where unused.
+        logprobs_NK: Their natural-log probabilities over the whole vocabulary, -inf where unused.
+        chosen_N: Which model was chosen; -1 for none.
+        lambda_: Weight of gold where a model was chosen.
+        tail: `bucket` keeps the mass outside the kept tokens as one outcome; `renormalise` drops it.
+        temperature: Above 1 flattens P.
+    """
+    logprobs_NK = logprobs_NK.float().masked_fill(ids_NK < 0, -torch.inf)
+    taught_N = (chosen_N != GOLD_ONLY) & (ids_NK >= 0).any(dim=1)
+    outcomes_NK = logprobs_NK
+    if tail == "bucket":
+        outside_N = (1.0 - logprobs_NK.double().exp().sum(dim=1)).clamp(min=0.0)
+        outcomes_NK = torch.cat([logprobs_NK, outside_N.log().float()[:, None]], dim=1)
+    probs_NK = torch.softmax(outcomes_NK / temperature, dim=1).masked_fill(~taught_N[:, None], 0.0)
+    k = ids_NK.shape[1]
+    return SoftTarget(
+        gold_N=gold_N.long(),
+        ids_NK=ids_NK.long(),
+        probs_NK=probs_NK[:, :k].contiguous(),
+        tail_N=probs_NK[:, k].contiguous() if tail == "bucket" else torch.zeros_like(logprobs_NK[:, 0]),
+        lambda_N=torch.where(taught_N, lambda_, 1.0).float(),
+        tail=tail,
+    )
