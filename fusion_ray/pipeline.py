@@ -159,7 +159,8 @@ def _fused(recipe: Recipe, distributions: dict[str, Artifact], models: dict[str,
             "fused",
             label,
             _section(recipe.fused),
-            {name: distributions[name] for name in ["pivot", *members]} | {"corpus": distributions["pivot"].inputs["corpus"]},
+            {name: distributions[name] for name in ["pivot", *members]}
+            | {"corpus": distributions["pivot"].inputs["corpus"]},
             {name: models[name] for name in ["pivot", *members]},
         )
         for label, members in groups.items()
@@ -173,7 +174,9 @@ def _targets(
     first = next(iter(fused.values()))
     inputs = {name: {"fused": artifact} for name, artifact in fused.items()}
     inputs |= {name: {"fused": first, "pivot": distributions["pivot"]} for name in recipe.targets.controls}
-    return {name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()}
+    return {
+        name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()
+    }
 
 
 def _artifact(

@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fusion_ray.errors import RecipeError
+from fusion_ray.merge_methods import AnyMethod, Varm
+from fusion_ray.section import Section, choice_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-def _named(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    """A part of the recipe: unchangeable, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 # --- engines ---------------------------------------------------------------------------------------------------
@@ -62,7 +54,7 @@ class OpenAIEngine(Section):
 
 
 Engine = Annotated[
-    Annotated[TransformersEngine | VllmEngine | OpenAIEngine, Field(discriminator="kind")], BeforeValidator(_named)
+    Annotated[TransformersEngine | VllmEngine | OpenAIEngine, Field(discriminator="kind")], choice_of("transformers")
 ]
 
 
@@ -137,7 +129,7 @@ class DtwAlign(Section):
     kind: Literal["em", "mined", "ms"]
 
 
-Align = Annotated[Annotated[BytesAlign | DtwAlign, Field(discriminator="kind")], BeforeValidator(_named)]
+Align = Annotated[Annotated[BytesAlign | DtwAlign, Field(discriminator="kind")], choice_of("bytes")]
 
 
 class MinCE(Section):
@@ -156,7 +148,7 @@ class AvgCE(Section):
     unit: Literal["byte", "token"] = "byte"
 
 
-Choose = Annotated[Annotated[MinCE | AvgCE, Field(discriminator="kind")], BeforeValidator(_named)]
+Choose = Annotated[Annotated[MinCE | AvgCE, Field(discriminator="kind")], choice_of("mince")]
 
 
 class Fused(Section):
@@ -202,27 +194,10 @@ class Targets(Section):
     wait_s: float = Field(600, gt=0)
 
 
-class Varm(Section):
-    """Weights from the variation ratio of each matrix before and after fine-tuning (FuseChat v1)."""
-
-    kind: Literal["varm"] = "varm"
-    granularity: Literal["model", "layer", "module", "matrix", "element"] = "matrix"
-
-
-class Linear(Section):
-    """The plain or weighted mean of the targets."""
-
-    kind: Literal["linear"] = "linear"
-    weights: tuple[float, ...] | None = None
-
-
-Method = Annotated[Annotated[Varm | Linear, Field(discriminator="kind")], BeforeValidator(_named)]
-
-
 class Merged(Section):
     """How targets become one model."""
 
-    method: Method = Varm()
+    method: Annotated[AnyMethod, choice_of("varm")] = Varm()
     dtype: Dtype | Literal["pivot"] = "pivot"
     shard_gib: float = Field(5.0, gt=0)
     block_mib: float = Field(64.0, gt=0)
@@ -301,7 +276,7 @@ def parse_recipe(data: Any, where: str = "recipe", overrides: tuple[str, ...] = 
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise RecipeError(f"{where}: " + "; ".join(_explain(item) for item in _first_causes(error.errors()))) from None
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -335,37 +310,12 @@ def _enter(data: dict[str, Any], key: str, override: str) -> Any:
     return inner
 
 
+def _first_causes(items: list[Any]) -> list[Any]:
+    """Without complaints that a list is too short because its bad items were dropped."""
+    return [item for item in items if item["type"] != "too_short" or len(items) == 1]
+
+
 def _explain(item: Any) -> str:
-    place = [str(part) for part in item["loc"]]
-    if item["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_section_at(place[:-1]).model_fields)) if _section_at(place[:-1]) else ""
-        return f"unknown key '{'.'.join(place)}'" + (f"; known keys there: {known}" if known else "")
-    return f"{'.'.join(place) or 'recipe'}: {item['msg']} (got {item.get('input')!r:.80})"
-
-
-def _section_at(place: list[str]) -> type[Section] | None:
-    """The section class that a pydantic location points into; union members carry their `kind` in the location."""
-    found: type[Section] | None = Recipe
-    for part in place:
-        if part.isdigit() or found is None:
-            continue
-        found = _classes_by_label(found).get(part)
-    return found
-
-
-def _classes_by_label(section: type[Section]) -> dict[str, type[Section]]:
-    labels: dict[str, type[Section]] = {}
-    if "kind" in section.model_fields:
-        labels |= {str(kind): section for kind in section.model_fields["kind"].annotation.__args__}  # type: ignore[union-attr]
-    for name, field in section.model_fields.items():
-        for inner in _sections_in(field.annotation):
-            labels.setdefault(name, inner)
-            if "kind" in inner.model_fields:
-                labels |= {kind: inner for kind in inner.model_fields["kind"].annotation.__args__}  # type: ignore[union-attr]
-    return labels
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [inner for part in getattr(annotation, "__args__", ()) for inner in _sections_in(part)]
+    place = ".".join(str(part) for part in item["loc"]) or "recipe"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" + ("" if item["type"] == "value_error" else f" (got {item.get('input')!r:.80})")

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fusion_ray.algorithms.chat import Rendered, cut, render
+from fusion_ray.algorithms.chat import Rendered, Template, choose_template, cut, render_all
 from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import Scorer
-from fusion_ray.errors import FusionRayError
+from fusion_ray.errors import AlignmentError, FusionRayError
+from fusion_ray.recipe import Distributions, Model
 
 RENDERED_SCHEMA = pa.schema(
     [
@@ -37,11 +39,28 @@ DISTRIBUTIONS_SCHEMA = pa.schema(
 
 
 class RenderSettings(NamedTuple):
-    """How conversations become token ids."""
+    """How conversations become token ids: in which template, and what happens to those that are too long."""
 
-    template: str
+    template: Template
     max_length: int
     too_long: str
+
+
+def open_reader(
+    model: Model, settings: Distributions, folder: str, pivot_folder: str | None = None
+) -> tuple[Any, RenderSettings]:
+    """The tokenizer of a model, and how the recipe wants it to read chats.
+
+    Args:
+        model: The model's part of the recipe.
+        settings: The recipe's distributions section.
+        folder: Where the model's files lie.
+        pivot_folder: Where the pivot's lie; needed for `template: pivot`.
+    """
+    tokenizer = load_tokenizer(folder, model.trust_remote_code)
+    pivot = load_tokenizer(pivot_folder) if pivot_folder else None
+    template = choose_template(model.template or settings.template, tokenizer, pivot)
+    return tokenizer, RenderSettings(template, settings.max_length, settings.too_long)
 
 
 def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa.Table:
@@ -49,27 +68,25 @@ def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa
 
     A row that this tokenizer or template cannot express keeps its place with a reason.
     """
-    rows = []
-    for chat in chats.to_pylist():
-        row: dict[str, Any] = {"id": chat["id"], "reason": chat["reason"]}
-        if chat["reason"] is None:
-            try:
-                row |= _columns_of(_render_one(chat["messages"], tokenizer, settings))
-            except FusionRayError as error:
-                row["reason"] = str(error)
-        rows.append(row)
+    rows = [{"id": chat["id"], "reason": chat["reason"]} for chat in chats.select(["id", "reason"]).to_pylist()]
+    usable = [number for number, row in enumerate(rows) if row["reason"] is None]
+    conversations = chats["messages"].take(usable).to_pylist()
+    for number, rendered in zip(usable, render_all(tokenizer, conversations, settings.template), strict=True):
+        try:
+            rows[number] |= _columns_of(_fit(rendered, settings))
+        except FusionRayError as error:
+            rows[number]["reason"] = str(error)
     return pa.Table.from_pylist(rows, schema=RENDERED_SCHEMA)
 
 
-def _render_one(messages: list[dict[str, str]], tokenizer: Any, settings: RenderSettings) -> Rendered:
-    rendered = render(tokenizer, messages, settings.template)
-    if len(rendered.input_ids) > settings.max_length:
-        if settings.too_long == "reject":
-            raise FusionRayError(f"{len(rendered.input_ids)} tokens, more than max_length {settings.max_length}")
-        rendered = cut(rendered, settings.max_length)
-    if not sum(len(turn.boundaries) for turn in rendered.turns):
-        raise FusionRayError(f"no answer token within max_length {settings.max_length}")
-    return rendered
+def _fit(rendered: Rendered | FusionRayError, settings: RenderSettings) -> Rendered:
+    if isinstance(rendered, FusionRayError):
+        raise rendered
+    if len(rendered.input_ids) <= settings.max_length:
+        return rendered
+    if settings.too_long == "reject":
+        raise AlignmentError(f"{len(rendered.input_ids)} tokens, more than max_length {settings.max_length}")
+    return cut(rendered, settings.max_length)
 
 
 def _columns_of(rendered: Rendered) -> dict[str, Any]:
@@ -79,7 +96,7 @@ def _columns_of(rendered: Rendered) -> dict[str, Any]:
         "turn_lengths": [len(turn.boundaries) for turn in rendered.turns],
         "turn_ended": [turn.ended for turn in rendered.turns],
         "boundaries": np.concatenate([turn.boundaries for turn in rendered.turns]),
-        "n_bytes": sum(int(turn.boundaries[-1]) for turn in rendered.turns if len(turn.boundaries)),
+        "n_bytes": rendered.n_bytes,
     }
 
 
@@ -90,7 +107,9 @@ def score_rows(rendered: pa.Table, scorer: Scorer) -> pa.Table:
     """
     usable = [row for row, reason in enumerate(rendered["reason"].to_pylist()) if reason is None]
     sequences = [np.asarray(rendered["input_ids"][row].as_py(), dtype=np.int32) for row in usable]
-    positions = [answer_positions(rendered["turn_starts"][r].as_py(), rendered["turn_lengths"][r].as_py()) for r in usable]
+    positions = [
+        answer_positions(rendered["turn_starts"][r].as_py(), rendered["turn_lengths"][r].as_py()) for r in usable
+    ]
     scored = dict(zip(usable, scorer.score(sequences, positions), strict=True)) if usable else {}
     rows = []
     for number, row in enumerate(rendered.to_pylist()):

@@ -16,9 +16,8 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import Scorer, make_scorer
-from fusion_ray.engines.scoring import RenderSettings, render_rows, score_rows, sum_scores
+from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Distributions, Model, Recipe
 from fusion_ray.stages import cluster
@@ -103,13 +102,6 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
     yield from cluster.results_of(scored)
 
 
-def render_settings(recipe: Recipe, name: str, pivot_template: str | None = None) -> RenderSettings:
-    """How a model of the recipe reads chats: its own template setting, else the recipe's."""
-    settings = recipe.distributions
-    template = recipe.models()[name].template or settings.template
-    return RenderSettings(template, settings.max_length, settings.too_long)
-
-
 class _Render:
     """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
 
@@ -121,9 +113,10 @@ class _Render:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = self.todo[row["id"]]
         chats = read_shard(self.artifact.inputs["corpus"].folder, shard)
-        model = self.artifact.models["model"]
-        tokenizer = load_tokenizer(model.folder, self.recipe.models()[self.artifact.name].trust_remote_code)
-        rendered = render_rows(chats, tokenizer, render_settings(self.recipe, self.artifact.name))
+        model = self.recipe.models()[self.artifact.name]
+        files = {label: files.folder for label, files in self.artifact.models.items()}
+        tokenizer, settings = open_reader(model, self.recipe.distributions, files["model"], files.get("pivot"))
+        rendered = render_rows(chats, tokenizer, settings)
         return {"path": shard.path, "rendered": cluster.to_ipc(rendered)}
 
 

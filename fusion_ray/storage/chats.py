@@ -42,7 +42,9 @@ def chat_files(path: str) -> list[str]:
             raise RecipeError(f"corpus.path '{path}': no such file.")
         return [path]
     names = [name for name in list_files(path, recursive=True) if name.endswith(_EXTENSIONS)]
-    data = [name for name in names if not name.rsplit("/", 1)[-1].startswith(("dataset_info", "dataset_dict", "state."))]
+    data = [
+        name for name in names if not name.rsplit("/", 1)[-1].startswith(("dataset_info", "dataset_dict", "state."))
+    ]
     if not data:
         raise RecipeError(
             f"corpus.path '{path}': no such file, or a folder without {', '.join(_EXTENSIONS)} files. "

@@ -1,0 +1,34 @@
+"""The base of every part of the recipe."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+class Section(BaseModel):
+    """A part of the recipe: unchangeable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, data: Any) -> Any:
+        """Name a misspelt key, the likeliest right one and all others; pydantic's own message names none."""
+        for key in data if isinstance(data, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                guess = f", did you mean '{near[0]}'?" if near else ";"
+                raise ValueError(f"unknown key '{key}'{guess} Known keys: {', '.join(sorted(cls.model_fields))}")
+        return data
+
+
+def choice_of(default: str) -> BeforeValidator:
+    """A union keyed on `kind`: a bare string is short for `{kind: that}`, and a missing kind is the default's."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": default} | value if isinstance(value, dict) else value
+
+    return BeforeValidator(named)
