@@ -301,13 +301,19 @@ def _parse_value(value: str) -> Any:
 
 def _enter(data: dict[str, Any], key: str, override: str) -> Any:
     if key == "sources":
-        return {source.get("name"): source for source in data.get("sources", [])}
+        return _SourcesByName({source.get("name"): source for source in data.get("sources", [])})
+    if isinstance(data, _SourcesByName) and key not in data:
+        raise RecipeError(f"--set {override}: no source named '{key}'; there are: {', '.join(map(str, data))}.")
     inner = data.setdefault(key, {})
     if isinstance(inner, str):
         inner = data[key] = {"kind": inner}
     if not isinstance(inner, dict):
         raise RecipeError(f"--set {override}: '{key}' holds {inner!r}, not a section.")
     return inner
+
+
+class _SourcesByName(dict[str, Any]):
+    """The recipe's list of sources as overrides address it."""
 
 
 def _first_causes(items: list[Any]) -> list[Any]:

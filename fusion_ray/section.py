@@ -18,8 +18,8 @@ class Section(BaseModel):
         for key in data if isinstance(data, dict) else ():
             if key not in cls.model_fields:
                 near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                guess = f", did you mean '{near[0]}'?" if near else ";"
-                raise ValueError(f"unknown key '{key}'{guess} Known keys: {', '.join(sorted(cls.model_fields))}")
+                guess = f" (did you mean '{near[0]}'?)" if near else ""
+                raise ValueError(f"unknown key '{key}'{guess}; known keys: {', '.join(sorted(cls.model_fields))}")
         return data
 
 

@@ -12,9 +12,18 @@ from fusion_ray.errors import CorruptArtifactError, RecipeError
 from fusion_ray.storage.filesystem import exists, list_files, locate
 
 ROLES = ("system", "user", "assistant", "tool", "text")
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-                   "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool", "function": "tool"}  # fmt: skip
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+}
 _EXTENSIONS = (".jsonl", ".json", ".parquet", ".arrow", ".txt")
+_DESCRIPTIONS = ("dataset_info", "dataset_dict", "state.")  # What `datasets` saves beside the data.
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CORPUS_SCHEMA = pa.schema(
@@ -120,16 +129,20 @@ def _messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | No
     """The messages of a row in our shape, and the reason why they cannot be used (None when they can)."""
     if isinstance(row.get("text"), str) and not row.get("messages"):
         messages = [{"role": "text", "content": row["text"]}]
-    elif isinstance(row.get("messages"), list):
-        messages = [{"role": m.get("role"), "content": _plain(m.get("content"))} for m in row["messages"]]
-    elif isinstance(row.get("conversations"), list):
-        messages = [
-            {"role": _SHAREGPT_ROLES.get(str(m.get("from", m.get("role"))), str(m.get("from"))),
-             "content": _plain(m.get("value", m.get("content")))} for m in row["conversations"]
-        ]  # fmt: skip
-    else:
+        return messages, _complaint(messages)
+    turns = row.get("messages") or row.get("conversations")
+    if not isinstance(turns, list):
         return [], "no 'messages', 'conversations' or 'text' in the row"
+    if not all(isinstance(turn, dict) for turn in turns):
+        return [], "a message is not a role and a content"
+    messages = [_message(turn) for turn in turns]
     return messages, _complaint(messages)
+
+
+def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
+    if "from" in turn:
+        return {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": _plain(turn.get("value"))}
+    return {"role": turn.get("role"), "content": _plain(turn.get("content"))}
 
 
 def _plain(content: Any) -> Any:

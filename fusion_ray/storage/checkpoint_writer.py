@@ -78,16 +78,18 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self._abort()
             return
         assert not any(self._left), "a tensor was not written to its end"
         self._stream.close()
         if self._local:
-            with open(self._path, "rb") as file:
+            with Path(self._path).open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(self._path, self._local)
+            Path(self._path).replace(self._local)
 
     def _abort(self) -> None:
         if self._local:

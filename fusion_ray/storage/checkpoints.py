@@ -114,9 +114,8 @@ def _read_sharded(folder: str) -> dict[str, StoredTensor]:
             )
         if not exists(join(folder, file)):
             raise CorruptArtifactError(f"{uri}: names {file}, which is not there. Download the model again.")
-        for name, tensor in read_header(join(folder, file)).items():
-            if places.get(name) == file:
-                found[name] = tensor
+        held = read_header(join(folder, file))
+        found |= {name: tensor for name, tensor in held.items() if places.get(name) == file}
     missing = sorted(places.keys() - found.keys())
     if missing:
         raise CorruptArtifactError(
@@ -197,7 +196,13 @@ class TensorReader:
         return np.frombuffer(buffer, dtype=_STORED_AS[tensor.dtype])
 
     def read(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Elements start..stop of the flattened tensor, as float32.
+        """Elements start..stop of the flattened tensor, as float32; see `read_into`."""
+        values = np.empty((tensor.size if stop is None else stop) - start, dtype=np.float32)
+        self.read_into(tensor, start, values)
+        return values
+
+    def read_into(self, tensor: StoredTensor, start: int, values: np.ndarray) -> None:
+        """Fill a float32 array with the elements from `start` on.
 
         Raises:
             MergeError: The tensor is not of a floating type that can be computed with.
@@ -208,14 +213,13 @@ class TensorReader:
                 f"{tensor.uri}: tensor {tensor.name} has the type {tensor.dtype}; expected one of "
                 f"{', '.join(sorted(FLOATS))}. Convert the model to bfloat16 first."
             )
-        values = to_float32(self.read_raw(tensor, start, stop), tensor.dtype)
+        widen(self.read_raw(tensor, start, start + values.size), tensor.dtype, values)
         if not np.isfinite(values).all():
-            place = start + int(np.flatnonzero(~np.isfinite(values))[0])
+            place = int(np.flatnonzero(~np.isfinite(values))[0])
             raise NonFiniteError(
-                f"{tensor.uri}: tensor {tensor.name} holds {values[place - start]} at element {place}; expected "
+                f"{tensor.uri}: tensor {tensor.name} holds {values[place]} at element {start + place}; expected "
                 "finite weights. The model is broken, or was saved in a type too narrow for it."
             )
-        return values
 
     def _open(self, uri: str) -> Any:
         if uri not in self._files:
@@ -236,16 +240,24 @@ class TensorReader:
         self.close()
 
 
+def widen(stored: np.ndarray, dtype: str, values: np.ndarray) -> None:
+    """Fill a float32 array from stored elements; F64 is rounded, and may overflow to infinity."""
+    if dtype == "BF16":
+        np.left_shift(stored, 16, out=values.view(np.uint32), dtype=np.uint32, casting="unsafe")
+        return
+    with np.errstate(over="ignore"):
+        values[...] = stored
+
+
 def to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Widen stored elements to float32; BF16 comes as uint16 bits. F64 is rounded, and may overflow to infinity.
+    """Widen stored elements to float32; BF16 comes as uint16 bits.
 
     >>> to_float32(np.array([0x3F80, 0xC000], dtype=np.uint16), "BF16").tolist()
     [1.0, -2.0]
     """
-    if dtype == "BF16":
-        return np.left_shift(stored, 16, dtype=np.uint32, casting="unsafe").view(np.float32)
-    with np.errstate(over="ignore"):
-        return stored.astype(np.float32, copy=False)
+    values = np.empty(stored.shape, dtype=np.float32)
+    widen(stored, dtype, values)
+    return values
 
 
 def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -265,7 +277,10 @@ def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
         return values.astype(_STORED_AS[dtype], copy=False)
 
 
-_STORED_AS = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-              "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-              "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
-              "BOOL": np.dtype("u1"), "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1")}  # fmt: skip
+_STORED_AS: dict[str, np.dtype[Any]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+        "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1", "F8_E4M3": "u1", "F8_E5M2": "u1",
+    }.items()
+}  # fmt: skip

@@ -1,0 +1,93 @@
+"""The recipe: what it accepts, what it refuses, and how it says so."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusion_ray.errors import RecipeError
+from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
+
+SMALL = {
+    "name": "small",
+    "pivot": {"model": "models/pivot"},
+    "sources": [{"name": "math", "model": "models/math"}, {"name": "code", "model": "models/code"}],
+    "corpus": {"path": "chats.jsonl"},
+}
+
+
+def with_overrides(*overrides: str) -> Recipe:
+    return parse_recipe(copy.deepcopy(SMALL), overrides=overrides)
+
+
+def test_a_short_recipe_gets_the_papers_defaults() -> None:
+    recipe = parse_recipe(SMALL)
+    assert (recipe.targets.lambda_, recipe.targets.learning_rate, recipe.targets.epochs) == (0.9, 5e-6, 3)
+    assert recipe.merged.method.kind == "varm"
+    assert list(recipe.models()) == ["pivot", "math", "code"]
+    assert recipe.folder == "runs/small"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("targets.learning_rat=1", "did you mean 'learning_rate'"),
+        ("distributions.engine.dtyp=float32", "did you mean 'dtype'"),
+        ("sources.code.engine.kind=vlm", "'transformers', 'vllm', 'openai'"),
+        ("merged.method.granularity=row", "'model', 'layer', 'module', 'matrix' or 'element'"),
+        ("targets.epochs=-1", "greater than 0"),
+        ("corpus.heldout=1", "less than 1"),
+        ("distributions.actors.min=3", "max (1) is below min (3)"),
+        ("sources.math.name=pivot", "'pivot' is taken"),
+        ("sources.math.name=code", "'code' is taken"),
+        ("name=../x", "pattern"),
+        ("sources.physics.model=x", "no source named 'physics'; there are: math, code"),
+        ("targets", "expected section.key=value"),
+        ("name.first=x", "valid string"),
+    ],
+)
+def test_a_wrong_setting_names_itself_and_the_right_ones(override: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        with_overrides(override)
+    assert expected in str(caught.value)
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    assert with_overrides("targets.learning_rate=1e-5").targets.learning_rate == 1e-5
+
+
+def test_a_bare_string_is_short_for_a_kind() -> None:
+    recipe = with_overrides("fused.align=ms", "sources.code.engine=vllm", "sources.code.engine.tensor_parallel=2")
+    assert recipe.fused.align.kind == "ms"
+    assert recipe.sources[1].engine is not None
+    assert recipe.sources[1].engine.model_dump()["tensor_parallel"] == 2
+
+
+def test_a_missing_kind_is_the_default_one() -> None:
+    assert with_overrides("fused.align.inner_tail=none").fused.align.model_dump() == {
+        "kind": "bytes",
+        "inner_tail": "none",
+    }
+
+
+@pytest.mark.parametrize("text", ["name: [", "- a", "", "!!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_no_recipe_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad\.yaml"):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    recipe = with_overrides("targets.epochs=2.5", "merged.method.granularity=layer")
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.model_dump_json())
+    assert load_recipe(path) == recipe
+    path.write_text(yaml.safe_dump(SMALL))
+    assert load_recipe(path) == parse_recipe(SMALL)
