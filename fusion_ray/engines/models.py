@@ -1,0 +1,127 @@
+"""Hugging Face model folders: opened with clear errors, safetensors only, no remote code unless it is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fusion_ray.errors import EngineError
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
+    """Load the fast tokenizer of a model folder.
+
+    Raises:
+        EngineError: The folder has no tokenizer, or only a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    read_config(folder)
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model", "tekken.json")
+    if not any((Path(folder) / name).is_file() for name in names):
+        raise EngineError(
+            f"{folder}: it has no tokenizer (expected tokenizer.json). Copy the model's tokenizer files there."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # Transformers raises many kinds, none of which names the folder.
+        raise EngineError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error}).") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise EngineError(
+            f"{folder}: expected a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}. "
+            "Convert it and save tokenizer.json beside it."
+        )
+    return tokenizer
+
+
+def load_model(
+    folder: str,
+    dtype: str = "auto",
+    *,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+) -> Any:
+    """Load a causal language model for inference.
+
+    Args:
+        folder: Local folder with config.json and safetensors weights.
+        dtype: `auto` is the checkpoint's own.
+        attention: Transformers' `attn_implementation`; None leaves the choice to Transformers.
+        trust_remote_code: Run model code that lies in the folder.
+        device: `cpu`, `cuda`, ...; None is a GPU where there is one.
+
+    Raises:
+        EngineError: The folder has no config or no safetensors weights, or Transformers cannot load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    read_config(folder)
+    check_weights(folder)
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            **options,
+        )
+    except Exception as error:  # Transformers raises many kinds, few of which name the folder.
+        raise EngineError(f"{folder}: the model cannot be loaded ({type(error).__name__}: {error}).") from error
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval().requires_grad_(False).to(place)
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """Read config.json of a model folder as plain data.
+
+    Raises:
+        EngineError: There is no such folder, no config.json in it, or it is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise EngineError(f"{folder}: no such folder. Give the path of a Hugging Face model folder.")
+    if not path.is_file():
+        raise EngineError(f"{folder}: it has no config.json, so it is not a Hugging Face model folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise EngineError(f"{path}: expected an object, got {type(config).__name__}.")
+    return config
+
+
+def check_weights(folder: str) -> None:
+    """Refuse folders without safetensors weights.
+
+    Raises:
+        EngineError: No weights, or only pickled ones.
+    """
+    root = Path(folder)
+    if any(root.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in root.glob(pattern))
+    if pickles:
+        raise EngineError(
+            f"{folder}: its weights are pickles ({pickles[0]}), which can run code when opened and are never read. "
+            "Convert them once, in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)."
+        )
+    raise EngineError(f"{folder}: it has no weights (expected model.safetensors or model-0000i-of-0000N.safetensors).")
+
+
+def longest_sequence(config: dict[str, Any]) -> int | None:
+    """Longest sequence a model was made for, from its config.json; None where it names no limit.
+
+    >>> longest_sequence({"max_position_embeddings": 2048})
+    2048
+    """
+    for section in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
+            if isinstance(section.get(key), int):
+                return int(section[key])
+    return None
