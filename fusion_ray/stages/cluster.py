@@ -75,7 +75,9 @@ def require(what: str, *, cpus: float, gpus: float = 0.0) -> None:
     )
 
 
-def stream(items: list[Any], function: Callable[[Any], Any], *, cpus: float, limit: int | None = None) -> Iterator[Any]:
+def stream(
+    items: list[Any], function: Callable[[Any], Any], *, cpus: float, gpus: float = 0.0, limit: int | None = None
+) -> Iterator[Any]:
     """Run a function on every item as Ray Data tasks and yield the results as they finish, in any order.
 
     Args:
@@ -83,12 +85,14 @@ def stream(items: list[Any], function: Callable[[Any], Any], *, cpus: float, lim
         function: Runs in a task and returns plain data that JSON can hold, with its own identity in it; a
             FusionRayError that it raises reaches the caller unchanged.
         cpus: Logical CPUs of one task.
+        gpus: GPUs of one task; Ray ends the process after it, which frees their memory.
         limit: At most this many tasks at once.
     """
     if not items:
         return
     dataset = ray.data.range(len(items), override_num_blocks=len(items))
-    yield from results_of(dataset.map(_Call(function, items), num_cpus=cpus, concurrency=limit))
+    tasks = dataset.map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, concurrency=limit)
+    yield from results_of(tasks)
 
 
 def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
