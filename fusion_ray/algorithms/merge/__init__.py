@@ -1,1 +1,1 @@
-"""Merge targets of one shape in parameter space; one method a file."""
+"""Merge methods: pure functions on blocks of one tensor of several models; `naive.py` is the oracle of each."""

@@ -1,0 +1,110 @@
+"""Stage `merged`: make one model of the pivot's shape from the targets, a Ray task for each output file.
+
+Reads:  the pivot's folder; the model folder of every target that was taught by a source (not the controls).
+Writes: a Hugging Face model folder: config, tokenizer, safetensors, model card, weights.json; MANIFEST.json.
+
+Model tensors never travel between processes: a task reads the slices it needs, by offset, where it runs.
+"""
+
+import time
+from typing import Any
+
+from fusion_ray.errors import MissingArtifactError
+from fusion_ray.merging.execute import (
+    FileRecord,
+    files_to_measure,
+    finish_weights,
+    measure_file,
+    resolve_weights,
+    write_file,
+)
+from fusion_ray.merging.folder import Card, config_dtype, finish_folder
+from fusion_ray.merging.plan import DTYPES, MergePlan, OutputFile, plan_merge
+from fusion_ray.progress import Progress, Tell
+from fusion_ray.recipe import Recipe
+from fusion_ray.stages import cluster
+from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
+from fusion_ray.storage.checkpoints import open_checkpoint
+from fusion_ray.storage.filesystem import exists, join, list_files, sha256_of_file
+
+MANIFEST = "MANIFEST.json"
+
+
+def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
+    """Make the merged model; see the module for what it reads and writes.
+
+    Raises:
+        MergeError: The targets cannot be merged with each other as the recipe asks.
+        ArtifactError: A checkpoint is missing or damaged.
+    """
+    (artifact,) = artifacts
+    started = time.monotonic()
+    retract_manifest(artifact.folder)
+    pivot = artifact.models["pivot"]
+    plan = _plan(recipe, artifact)
+    plan = resolve_weights(plan, _measure(plan, artifact, tell))
+    records = _write(plan, artifact, tell)
+    finish_weights(records, artifact.folder)
+    card = Card(
+        name=recipe.name,
+        method=recipe.merged.method.kind,
+        base_models=[pivot.reference, *(source.model for source in recipe.sources)],
+        config=recipe.merged.model_dump(mode="json"),
+    )
+    changes = {} if recipe.merged.dtype == "pivot" else config_dtype(DTYPES[recipe.merged.dtype])
+    finish_folder(artifact.folder, pivot.folder, card, records, changes)
+    names = [name for name in list_files(artifact.folder) if name != MANIFEST]
+    files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
+    facts = {"targets": list(plan.targets), "tensors": sum(len(record.tensors) for record in records)}
+    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
+
+
+def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
+    merged = recipe.merged
+    targets = {target.name: open_checkpoint(model_folder(target)) for target in artifact.inputs.values()}
+    return plan_merge(
+        open_checkpoint(artifact.models["pivot"].folder),
+        targets,
+        method=merged.method.kind,
+        parameters=merged.method.parameters(list(targets)),
+        dtype=merged.dtype,
+        file_bytes=int(merged.shard_gib * 2**30),
+        block_bytes=int(merged.block_mib * 2**20),
+        seed=recipe.seed,
+    )
+
+
+def model_folder(target: Artifact) -> str:
+    """Where a target's model lies: in its artifact's folder, or in `model` within it.
+
+    Raises:
+        MissingArtifactError: In neither.
+    """
+    for folder in (target.folder, join(target.folder, "model")):
+        if exists(join(folder, "config.json")):
+            return folder
+    raise MissingArtifactError(f"{target}: no model in {target.folder}. Run the stage targets first.")
+
+
+def _measure(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[dict[str, list[float]]]:
+    files = files_to_measure(plan)
+
+    def measure(file: OutputFile) -> dict[str, Any]:
+        return {"name": file.name, "squares": measure_file(plan, file)}
+
+    found = []
+    for done, result in enumerate(cluster.stream(files, measure, cpus=1), start=1):
+        found.append(result["squares"])
+        tell(Progress(str(artifact), done, len(files), "measuring"))
+    return found
+
+
+def _write(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[FileRecord]:
+    def write(file: OutputFile) -> dict[str, Any]:
+        return write_file(plan, file, artifact.folder).__dict__
+
+    records = []
+    for done, result in enumerate(cluster.stream(list(plan.files), write, cpus=1), start=1):
+        records.append(FileRecord(**result))
+        tell(Progress(str(artifact), done, len(plan.files), "merging"))
+    return sorted(records, key=lambda record: record.file)

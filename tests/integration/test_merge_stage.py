@@ -1,0 +1,63 @@
+"""The stage `merged` on a local Ray: the same bytes as without Ray, and a folder that is whole."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from toy_checkpoints import moved, save_toy, toy_tensors
+
+from fusion_ray.merging.execute import merge_to_folder
+from fusion_ray.merging.plan import plan_merge
+from fusion_ray.progress import silent
+from fusion_ray.recipe import parse_recipe
+from fusion_ray.stages import cluster
+from fusion_ray.stages.merged import build_merged
+from fusion_ray.storage.artifacts import Artifact, read_manifest
+from fusion_ray.storage.checkpoints import open_checkpoint
+from fusion_ray.storage.models import find_model
+
+# Ray sets its own deprecated options while it makes its defaults.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+SOURCES = ("math", "code")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    cluster.connect("local", num_cpus=2)
+    yield
+
+
+@pytest.mark.parametrize("granularity", ["layer", "matrix"])
+def test_the_stage_writes_the_bytes_that_one_process_writes(tmp_path: Path, granularity: str) -> None:
+    pivot = save_toy(tmp_path / "pivot", toy_tensors())
+    targets = {name: save_toy(tmp_path / name, moved(toy_tensors(), seed)) for seed, name in enumerate(SOURCES)}
+    shard_bytes = 30_000
+    recipe = parse_recipe(
+        {
+            "name": "toy",
+            "pivot": {"model": pivot},
+            "sources": [{"name": name, "model": pivot} for name in SOURCES],
+            "corpus": {"path": "unused"},
+            "merged": {"method": {"kind": "varm", "granularity": granularity}, "shard_gib": shard_bytes / 2**30},
+        }
+    )
+    inputs = {name: Artifact("targets", name, folder, {}) for name, folder in targets.items()}
+    artifact = Artifact("merged", "", str(tmp_path / "merged"), {}, inputs, {"pivot": find_model(pivot)})
+    build_merged(recipe, [artifact], silent)
+
+    plan = plan_merge(
+        open_checkpoint(pivot),
+        {name: open_checkpoint(folder) for name, folder in targets.items()},
+        method="varm",
+        parameters={"granularity": granularity},
+        file_bytes=shard_bytes,
+    )
+    merge_to_folder(plan, str(tmp_path / "alone"))
+    assert len(plan.files) > 1
+    for file in plan.files:
+        assert (tmp_path / "merged" / file.name).read_bytes() == (tmp_path / "alone" / file.name).read_bytes()
+    manifest = read_manifest(artifact.folder)
+    assert manifest.fingerprint == artifact.fingerprint
+    assert {"config.json", "README.md", "weights.json", "tokenizer.json", plan.files[0].name} <= set(manifest.files)
+    assert not (tmp_path / "merged" / "_merge").exists()
