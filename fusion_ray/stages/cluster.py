@@ -98,7 +98,7 @@ def stream(
 def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
     """Yield what the JSON in the `result` column holds; a worker's FusionRayError is raised as itself."""
     try:
-        for row in dataset.iter_rows(prefetch_batches=0):
+        for row in dataset.iter_rows():
             yield json.loads(row["result"])
     except Exception as error:
         raise _root_cause(error) from error
