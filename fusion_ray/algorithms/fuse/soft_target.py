@@ -41,8 +41,14 @@ class SoftTarget:
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SoftTarget":
-        tensors = (self.gold_N, self.ids_NK, self.probs_NK, self.tail_N, self.lambda_N)
-        return SoftTarget(*map(change, tensors), tail=self.tail)
+        return SoftTarget(
+            gold_N=change(self.gold_N),
+            ids_NK=change(self.ids_NK),
+            probs_NK=change(self.probs_NK),
+            tail_N=change(self.tail_N),
+            lambda_N=change(self.lambda_N),
+            tail=self.tail,
+        )
 
 
 def gold_target(gold_N: torch.Tensor) -> SoftTarget:

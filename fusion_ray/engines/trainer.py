@@ -1,0 +1,271 @@
+"""Fine-tune the pivot on one fused set: the loop over steps, its checkpoints, and the model folder at its end.
+
+Runs alone in one process, or in every worker of a torch.distributed group. Which rows make which step depends on
+seed, epoch and settings alone, and a step's loss is a mean over the answer tokens of all workers, so the number of
+workers changes the speed and not the result.
+"""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from safetensors.torch import load_file, save_file
+
+from fusion_ray.algorithms.fuse.packing import Batch, Step, plan_epoch
+from fusion_ray.algorithms.fuse.schedule import learning_rate_share
+from fusion_ray.engines.deepspeed import Engine
+from fusion_ray.engines.training_data import TrainingBatch, TrainingRows, check_rows, empty_batch, make_batch
+from fusion_ray.errors import NonFiniteError
+from fusion_ray.recipe import Targets
+
+_PAD_ID = 0  # Any id will do: padding is a document of its own, and nothing is learnt from it.
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One line of metrics.jsonl. Losses are nats per answer token, means over the whole step.
+
+    Attributes:
+        step: Updates done, this one included.
+        total: Updates in all.
+        loss: lambda gold + (1 - lambda) soft.
+        gold: Cross-entropy of the gold tokens.
+        soft: Divergence from the target distribution, over the positions that have one; 0 where none has.
+        bits_per_byte: Of the validation rows after this update, where it was measured.
+    """
+
+    step: int
+    total: int
+    epoch: float
+    loss: float
+    gold: float
+    soft: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    tokens_per_s: float
+    bits_per_byte: float | None = None
+
+
+Report = Callable[[StepReport], None]
+Save = Callable[[Path, int], None]
+
+
+class Trainer:
+    """Trains one target.
+
+    Raises:
+        EngineError: The pivot cannot be loaded, or its output head is not understood.
+        RecipeError: Settings that DeepSpeed cannot train with.
+    """
+
+    def __init__(self, model_folder: str, settings: Targets, *, seed: int, trust_remote_code: bool = False) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.engine = Engine(model_folder, settings, trust_remote_code=trust_remote_code)
+        self.rank = torch.distributed.get_rank()
+        self.workers = torch.distributed.get_world_size()
+        self.history: list[StepReport] = []
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: TrainingRows,
+        validation: TrainingRows | None = None,
+        *,
+        report: Report = lambda _: None,
+        save: Save | None = None,
+        resume_from: Path | None = None,
+    ) -> list[StepReport]:
+        """Train to the end, from the start or from a checkpoint.
+
+        Args:
+            train: Rows to learn from.
+            validation: Rows whose bits per byte are measured at the end of every epoch.
+            report: Called after every update, in every worker.
+            save: Called in every worker with a fresh folder that holds this worker's part of a checkpoint; the parts
+                of all workers together are what `resume_from` must hold. The folder is gone afterwards.
+            resume_from: A checkpoint.
+
+        Returns:
+            A report of every update, those before the checkpoint included.
+
+        Raises:
+            NonFiniteError: The loss or the gradient became NaN or infinite; names the step and the rows.
+            RecipeError: No answer token to train on, a row longer than a batch, or a checkpoint that does not fit.
+            CorruptArtifactError: The rows are for another vocabulary.
+        """
+        check_rows(train, self.engine.vocabulary, "the fused set's train split")
+        done = self._restore(resume_from) if resume_from else 0
+        per_epoch = len(self._plan(train, 0))
+        total = max(1, math.ceil(self.settings.epochs * per_epoch - 1e-9))
+        epoch, plan = -1, list[Step]()
+        for step in range(done, total):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                plan = self._plan(train, epoch)
+            line = self._run_step(train, plan[step % per_epoch], step, total, per_epoch)
+            ends = step + 1 == total or (step + 1) % per_epoch == 0
+            if validation is not None and ends:
+                line = StepReport(**{**asdict(line), "bits_per_byte": self.measure(validation)})
+            self.history.append(line)
+            report(line)
+            if save is not None and step + 1 < total and (step + 1) % self.settings.checkpoint_every_steps == 0:
+                self._save(save, step + 1)
+        return self.history
+
+    def _plan(self, rows: TrainingRows, epoch: int) -> list[Step]:
+        return plan_epoch(
+            rows.lengths_N,
+            tokens_per_step=self.settings.tokens_per_step,
+            tokens_per_batch=self.settings.tokens_per_batch,
+            seed=self.seed,
+            epoch=epoch,
+        )
+
+    def _run_step(self, rows: TrainingRows, step: Step, number: int, total: int, per_epoch: int) -> StepReport:
+        started = time.perf_counter()
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0]))
+        answers = int(rows.answers_N[step.rows].sum())
+        share = learning_rate_share(number, total, kind=self.settings.schedule, warmup=self.settings.warmup)
+        tally = _Tally(self.engine.device)
+        # DeepSpeed averages gradients over the workers; the loss is a mean over the answers of all of them.
+        denominator = answers / self.workers
+        mine = self._my_batches(step.batches)
+        for position, batch in enumerate(mine):
+            last = position + 1 == len(mine)
+            self.engine.before_batch(last=last)
+            laid_out = self._lay_out(rows, batch)
+            loss, gold_N, soft_N = self.engine.core(laid_out, denominator)
+            self.engine.accumulate(loss, last=last)
+            tally.add(laid_out, gold_N, soft_N)
+        sums = tally.reduce(rows, number + 1)
+        norm = self.engine.update(share * self.settings.learning_rate)
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"step {number + 1} of {total}: the gradient is {norm} although the loss is finite; rows "
+                f"{_name_rows(rows, step.rows)}. The last checkpoint before it is kept. Lower targets.learning_rate, "
+                "or use float32."
+            )
+        tokens = int(rows.lengths_N[step.rows].sum())
+        return StepReport(
+            step=number + 1,
+            total=total,
+            epoch=round((number + 1) / per_epoch, 6),
+            loss=sums.loss / answers,
+            gold=sums.gold / answers,
+            soft=sums.soft / max(sums.taught, 1.0),
+            learning_rate=share * self.settings.learning_rate,
+            gradient_norm=norm,
+            tokens=tokens,
+            tokens_per_s=round(tokens / (time.perf_counter() - started), 1),
+        )
+
+    def _my_batches(self, batches: tuple[Batch, ...]) -> list[Batch | None]:
+        """This worker's batches; all workers get equally many, because they exchange gradients batch by batch."""
+        rounds = math.ceil(len(batches) / self.workers)
+        padded: list[Batch | None] = [*batches, *([None] * (rounds * self.workers - len(batches)))]
+        return padded[self.rank :: self.workers]
+
+    def _lay_out(self, rows: TrainingRows, batch: Batch | None) -> TrainingBatch:
+        if batch is None:
+            made = empty_batch(_PAD_ID)
+        else:
+            made = make_batch(rows, batch, self.settings, lambda_=self.settings.lambda_, pad_id=_PAD_ID)
+        return made.to(self.engine.device)
+
+    @torch.no_grad()
+    def measure(self, rows: TrainingRows) -> float:
+        """Bits per byte over all rows whose answer's bytes are known; NaN where none is.
+
+        The model is left in training mode.
+        """
+        plan = self._plan(rows, 0)
+        self.engine.core.eval()
+        tally = _Tally(self.engine.device)
+        n_bytes = 0
+        for step in plan:
+            for batch in self._my_batches(step.batches):
+                laid_out = self._lay_out(rows, batch)
+                _, gold_N, soft_N = self.engine.core(laid_out, 1.0)
+                tally.add(laid_out, gold_N, soft_N)
+            n_bytes += sum(rows.answer_bytes(row) for row in step.rows)
+        self.engine.core.train()
+        nll_nats = tally.reduce(rows, len(self.history) + 1).gold
+        return nll_nats / math.log(2.0) / n_bytes if n_bytes else math.nan
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save(self, save: Save, step: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="fusion_ray_checkpoint_") as name:
+            folder = Path(name)
+            state = {key: tensor.contiguous() for key, tensor in self.engine.state().items()}
+            save_file(state, folder / f"worker-{self.rank}.safetensors")
+            if self.rank == 0:
+                progress = {"step": step, "workers": self.workers, "history": [asdict(line) for line in self.history]}
+                (folder / _PROGRESS).write_text(json.dumps(progress))
+            save(folder, step)
+
+    def _restore(self, folder: Path) -> int:
+        progress = json.loads((folder / _PROGRESS).read_text())
+        path = folder / f"worker-{self.rank}.safetensors"
+        self.engine.load_state(load_file(path) if path.exists() and progress["workers"] == self.workers else {})
+        self.history = [StepReport(**line) for line in progress["history"]]
+        return int(progress["step"])
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the answer tokens of all workers."""
+
+    loss: float
+    gold: float
+    soft: float
+    taught: float
+
+
+class _Tally:
+    """Adds up losses over batches and workers, and remembers the rows where one is NaN or infinite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.bad_rows: set[int] = set()
+
+    def add(self, batch: TrainingBatch, gold_N: torch.Tensor, soft_N: torch.Tensor) -> None:
+        lambda_N = batch.target.lambda_N
+        taught_N = lambda_N < 1.0
+        soft_N = torch.where(taught_N, soft_N, 0.0)
+        loss_N = lambda_N * gold_N + (1.0 - lambda_N) * soft_N
+        bad_N = ~torch.isfinite(loss_N)
+        parts = [loss_N, gold_N, soft_N, taught_N, bad_N]
+        self.sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        if bad_N.any():
+            self.bad_rows |= set(batch.row_N[bad_N.cpu().numpy()].tolist())
+
+    def reduce(self, rows: TrainingRows, step: int) -> _Sums:
+        torch.distributed.all_reduce(self.sums)
+        loss, gold, soft, taught, bad = self.sums.tolist()
+        if bad or not math.isfinite(loss):
+            everywhere: list[set[int]] = [set()] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, self.bad_rows)
+            named = _name_rows(rows, sorted(set().union(*everywhere)))
+            raise NonFiniteError(
+                f"step {step}: the loss is NaN or infinite in rows {named}; "
+                "expected finite numbers. The weights before this step are kept in the last checkpoint. Look at these "
+                "rows, lower targets.learning_rate, or use float32."
+            )
+        return _Sums(loss, gold, soft, taught)
+
+
+def _name_rows(rows: TrainingRows, numbers: list[int], at_most: int = 8) -> str:
+    named = ", ".join(rows.id_of(number) for number in numbers[:at_most])
+    return named + (f" and {len(numbers) - at_most} more" if len(numbers) > at_most else "")
