@@ -149,12 +149,12 @@ def _write_tensor(
         writer.write_raw(_agreed(job, reader))
         return None
     tensor = StoredModels(job.name, job.inputs, reader, plan.block_bytes)
-    merged = merge_tensor(job.method, tensor, {**job.parameters, "seed": plan.seed})
+    names = [plan.models[model] for model in job.models]
+    merged = merge_tensor(job.method, tensor, job.parameters, seed=plan.seed, names=names)
     for block in merged.blocks:
         writer.write(block.reshape(-1))
     if merged.weights is None:
         return None
-    names = [plan.models[model] for model in job.models]
     return dict(zip(names[-len(merged.weights) :], merged.weights, strict=True))
 
 

@@ -1,52 +1,115 @@
 """Merge methods by name: how the plain parameters of a plan become a call of an algorithm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fusion_ray.algorithms.merge.arcee_fusion import merge_arcee_fusion
 from fusion_ray.algorithms.merge.blocks import BlockedTensor, MergedTensor
+from fusion_ray.algorithms.merge.breadcrumbs import merge_breadcrumbs
+from fusion_ray.algorithms.merge.dare import merge_dare
+from fusion_ray.algorithms.merge.della import merge_della
+from fusion_ray.algorithms.merge.karcher import merge_karcher
 from fusion_ray.algorithms.merge.linear import merge_linear
+from fusion_ray.algorithms.merge.model_stock import merge_model_stock
+from fusion_ray.algorithms.merge.multislerp import merge_multislerp
+from fusion_ray.algorithms.merge.pointwise import merge_nearswap, merge_passthrough, merge_ram, merge_ramplus
+from fusion_ray.algorithms.merge.sce import merge_sce
+from fusion_ray.algorithms.merge.slerp import merge_nuslerp, merge_slerp
+from fusion_ray.algorithms.merge.sparsify import key_of
+from fusion_ray.algorithms.merge.task_arithmetic import Mixing, merge_task_arithmetic
+from fusion_ray.algorithms.merge.ties import merge_ties
 from fusion_ray.algorithms.merge.varm import keep_pivot, merge_varm, merge_varm_elements
 from fusion_ray.errors import MergeError
 
-Call = Callable[[BlockedTensor, Mapping[str, Any]], MergedTensor]
+Parameters = Mapping[str, Any]
+Call = Callable[[BlockedTensor, Parameters, Sequence[int]], MergedTensor]
 
 
-def merge_tensor(method: str, tensor: BlockedTensor, parameters: Mapping[str, Any]) -> MergedTensor:
+def merge_tensor(
+    method: str, tensor: BlockedTensor, parameters: Parameters, *, seed: int, names: Sequence[str]
+) -> MergedTensor:
     """Merge one tensor.
+
+    Args:
+        method: Name of the method.
+        tensor: The tensor in every model that the method looks at, the base first where it has one.
+        parameters: The method's parameters; values for each target as tuples. `based` says for the methods that
+            can do without whether model 0 is a base.
+        seed: Seeds random choices, together with the tensor's name and the models' names.
+        names: Names of the models.
 
     Raises:
         MergeError: There is no such method, or it cannot compute with these tensors or parameters.
     """
-    return find_method(method)(tensor, parameters)
+    if method not in CALLS:
+        raise MergeError(f"merge: unknown method '{method}'; known: {', '.join(sorted(CALLS))}.")
+    keys_J = [key_of(seed, tensor.name, name) for name in names[1:]]
+    return CALLS[method](tensor, parameters, keys_J)
 
 
-def find_method(method: str) -> Call:
-    """The call of a method.
-
-    Raises:
-        MergeError: There is no such method.
-    """
-    if method not in METHODS:
-        raise MergeError(f"merge: unknown method '{method}'; known: {', '.join(sorted(METHODS))}.")
-    return METHODS[method]
-
-
-def _varm(tensor: BlockedTensor, parameters: Mapping[str, Any]) -> MergedTensor:
-    if parameters["granularity"] == "element":
+def _varm(tensor: BlockedTensor, given: Parameters, _: Sequence[int]) -> MergedTensor:
+    if given["granularity"] == "element":
         return merge_varm_elements(tensor)
-    if "weights" not in parameters:
+    if "weights" not in given:
         return merge_varm(tensor)
-    weights = parameters["weights"]
+    weights = given["weights"]
     return keep_pivot(tensor) if weights is None else merge_varm(tensor, np.array(weights))
 
 
-def _linear(tensor: BlockedTensor, parameters: Mapping[str, Any]) -> MergedTensor:
-    return merge_linear(tensor, parameters["weight"], parameters["normalize"])
+def _mixing(given: Parameters) -> Mixing:
+    return Mixing(given["weight"], given["normalize"], given["rescale"], given["lambda_"])
 
 
-METHODS: dict[str, Call] = {
-    "linear": _linear,
+def _dare(elect: bool) -> Call:
+    return lambda tensor, given, keys_J: merge_dare(tensor, _mixing(given), given["density"], keys_J, elect=elect)
+
+
+def _della(elect: bool) -> Call:
+    return lambda tensor, given, keys_J: merge_della(
+        tensor, _mixing(given), given["density"], given["epsilon"], keys_J, elect=elect
+    )
+
+
+def _breadcrumbs(elect: bool) -> Call:
+    return lambda tensor, given, _: merge_breadcrumbs(
+        tensor, _mixing(given), given["density"], given["gamma"], elect=elect
+    )
+
+
+CALLS: dict[str, Call] = {
     "varm": _varm,
+    "linear": lambda tensor, given, _: merge_linear(tensor, given["weight"], given["normalize"]),
+    "sce": lambda tensor, given, _: merge_sce(tensor, given["select_topk"], given["dialect"]),
+    "task_arithmetic": lambda tensor, given, _: merge_task_arithmetic(tensor, _mixing(given)),
+    "ties": lambda tensor, given, _: merge_ties(tensor, _mixing(given), given["density"]),
+    "dare_ties": _dare(True),
+    "dare_linear": _dare(False),
+    "della": _della(True),
+    "della_linear": _della(False),
+    "breadcrumbs": _breadcrumbs(False),
+    "breadcrumbs_ties": _breadcrumbs(True),
+    "slerp": lambda tensor, given, _: merge_slerp(tensor, given["t"]),
+    "nuslerp": lambda tensor, given, _: merge_nuslerp(
+        tensor,
+        given["weight"],
+        based=given.get("based", True),
+        flatten=given["nuslerp_flatten"],
+        row_wise=given["nuslerp_row_wise"],
+    ),
+    "multislerp": lambda tensor, given, _: merge_multislerp(
+        tensor,
+        given["weight"],
+        based=given.get("based", True),
+        normalize=given["normalize_weights"],
+        eps=given["eps"],
+    ),
+    "karcher": lambda tensor, given, _: merge_karcher(tensor, given["max_iter"], given["tol"]),
+    "model_stock": lambda tensor, given, _: merge_model_stock(tensor, given["filter_wise"]),
+    "ram": lambda tensor, given, _: merge_ram(tensor, given["epsilon"]),
+    "ramplus_tl": lambda tensor, given, _: merge_ramplus(tensor, given["r"], given["alpha"], given["epsilon"]),
+    "nearswap": lambda tensor, given, _: merge_nearswap(tensor, given["t"]),
+    "arcee_fusion": lambda tensor, _given, _: merge_arcee_fusion(tensor),
+    "passthrough": lambda tensor, given, _: merge_passthrough(tensor, given["scale"]),
 }

@@ -1,0 +1,131 @@
+"""SCE: select the elements that differ most between targets, calculate weights from them, erase minority signs.
+
+Source: FuseChat v2, arXiv 2408.07990, section 3.3. Model 0 is the pivot. `paper` (and mergekit) leave the elements
+that were not selected at the pivot's value; `fuseai`, the released code, selects for the weights only and moves them
+all. Unlike mergekit, small deltas are weighed like large ones, and no weight is clamped.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numba
+import numpy as np
+
+from fusion_ray.algorithms.merge.blocks import BlockedTensor, MergedTensor
+from fusion_ray.algorithms.merge.select import Cut, Selection, find_cuts
+from fusion_ray.algorithms.merge.sums import add_rows
+from fusion_ray.algorithms.merge.varm import keep_pivot, weigh_by_variation
+from fusion_ray.errors import MergeError
+
+Dialect = Literal["paper", "fuseai"]
+
+
+def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect = "paper") -> MergedTensor:
+    """Merge by SCE.
+
+    Args:
+        tensor: Model 0 is the pivot, the others the targets.
+        select_topk: Share tau of the elements of nonzero variance that is selected; 1 selects every element.
+        dialect: See the module.
+
+    Raises:
+        MergeError: One target alone, of which nothing can be selected.
+    """
+    if select_topk < 1 and tensor.n_models < 3:
+        raise MergeError(
+            f"sce: tensor {tensor.name}: one target has no variance to select from. Give two targets or more, "
+            "or select_topk: 1."
+        )
+    cut = _find_cut(tensor, select_topk) if select_topk < 1 else None
+    squares_J = add_rows(
+        [np.zeros((tensor.n_models - 1, 0))]
+        + [_squares(values_MRC, selected_RC) for values_MRC, selected_RC in _select(tensor, cut)]
+    )
+    weights_J = weigh_by_variation(squares_J)
+    if weights_J is None:
+        return keep_pivot(tensor)
+    moved = cut if dialect == "paper" else None
+    blocks = (_erase_and_mix(values_MRC, selected_RC, weights_J) for values_MRC, selected_RC in _select(tensor, moved))
+    return MergedTensor(tuple(float(weight) for weight in weights_J), blocks)
+
+
+def _find_cut(tensor: BlockedTensor, select_topk: float) -> Cut:
+    varied = sum(int(np.count_nonzero(scores_JRC)) for scores_JRC in _variances(tensor))
+    (cut,) = find_cuts(lambda: _variances(tensor), [int(varied * select_topk)], largest=True)
+    return cut
+
+
+def _variances(tensor: BlockedTensor) -> Iterator[np.ndarray]:
+    for block in tensor.blocks():
+        yield _variance(block.values_MRC)[None]
+
+
+def _select(tensor: BlockedTensor, cut: Cut | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each block with what is selected of it, bool [R, C]."""
+    selection = Selection([cut], largest=True) if cut else None
+    for block in tensor.blocks():
+        shape = block.values_MRC.shape[1:]
+        taken_RC = selection.take(_variance(block.values_MRC)[None])[0] if selection else np.ones(shape, dtype=np.bool_)
+        yield block.values_MRC, taken_RC
+
+
+@numba.njit(cache=True, nogil=True)
+def _variance(values_MRC: np.ndarray) -> np.ndarray:
+    """Population variance of the deltas across targets, float32 [R, C]."""
+    models, rows, columns = values_MRC.shape
+    variance_RC = np.empty((rows, columns), dtype=np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            pivot = values_MRC[0, r, c]
+            mean = 0.0
+            for m in range(1, models):
+                mean += np.float64(values_MRC[m, r, c] - pivot)
+            mean /= models - 1
+            total = 0.0
+            for m in range(1, models):
+                off = np.float64(values_MRC[m, r, c] - pivot) - mean
+                total += off * off
+            variance_RC[r, c] = total / (models - 1)
+    return variance_RC
+
+
+@numba.njit(cache=True, nogil=True)
+def _squares(values_MRC: np.ndarray, selected_RC: np.ndarray) -> np.ndarray:
+    """Sum of squared selected deltas of each row, float64 [J, R]."""
+    models, rows, columns = values_MRC.shape
+    sums_JR = np.zeros((models - 1, rows), dtype=np.float64)
+    for j in range(models - 1):
+        for r in range(rows):
+            total = 0.0
+            for c in range(columns):
+                if selected_RC[r, c]:
+                    delta = np.float64(values_MRC[j + 1, r, c] - values_MRC[0, r, c])
+                    total += delta * delta
+            sums_JR[j, r] = total
+    return sums_JR
+
+
+@numba.njit(cache=True, nogil=True)
+def _erase_and_mix(values_MRC: np.ndarray, selected_RC: np.ndarray, weights_J: np.ndarray) -> np.ndarray:
+    """Mix the deltas that have the sign of their sum; where none is left, or nothing is selected, the pivot."""
+    models, rows, columns = values_MRC.shape
+    merged_RC = np.empty((rows, columns), dtype=np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            pivot = values_MRC[0, r, c]
+            merged_RC[r, c] = pivot
+            if not selected_RC[r, c]:
+                continue
+            total = 0.0
+            for m in range(1, models):
+                total += np.float64(values_MRC[m, r, c] - pivot)
+            mixed = 0.0
+            weight = 0.0
+            for m in range(1, models):
+                delta = np.float64(values_MRC[m, r, c] - pivot)
+                if delta != 0.0 and (delta > 0.0) == (total >= 0.0):
+                    mixed += weights_J[m - 1] * delta
+                    weight += weights_J[m - 1]
+            if weight > 0.0:
+                merged_RC[r, c] = pivot + mixed / weight
+    return merged_RC

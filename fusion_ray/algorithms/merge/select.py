@@ -1,0 +1,108 @@
+"""Exact selection by rank over a whole tensor in bounded memory: its k largest or k smallest elements.
+
+float32 numbers that are not negative sort like their bits. Two passes count the upper, then the lower 16 bits, and
+give the exact value at a rank, whatever the tensor's size, in half a megabyte for each target. Of equal values the
+one that comes first in the tensor is taken first, as in a stable sort.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+# Gives the blocks of a tensor anew each time: float32 scores [J, R, C], not negative.
+Scores = Callable[[], Iterator[np.ndarray]]
+_BINS = 1 << 16
+
+
+class Cut(NamedTuple):
+    """A selection: everything beyond `value`, and of what equals it the first `ties` elements."""
+
+    value: float
+    ties: int
+
+
+def find_cuts(scores: Scores, counts_J: Sequence[int], *, largest: bool) -> list[Cut]:
+    """Find the cuts that select so many of the largest (or smallest) elements, one for each of J rows of scores.
+
+    Args:
+        scores: The scores, block by block; called twice.
+        counts_J: How many elements to select, at least 0 and at most all.
+        largest: Whether to select from the top.
+    """
+    targets = len(counts_J)
+    high_JB = np.zeros((targets, _BINS), dtype=np.int64)
+    for scores_JRC in scores():
+        _count_high(_as_bits(scores_JRC), high_JB)
+    bins_J = np.array([_find_bin(high_JB[j], count, largest) for j, count in enumerate(counts_J)])
+    low_JB = np.zeros((targets, _BINS), dtype=np.int64)
+    for scores_JRC in scores():
+        _count_low(_as_bits(scores_JRC), bins_J, low_JB)
+    return [_find_cut(high_JB[j], low_JB[j], int(bins_J[j]), count, largest) for j, count in enumerate(counts_J)]
+
+
+def _find_cut(high_B: np.ndarray, low_B: np.ndarray, high: int, count: int, largest: bool) -> Cut:
+    left = count - _beyond(high_B, high, largest)
+    low = _find_bin(low_B, left, largest)
+    value = np.uint32(high << 16 | low).view(np.float32)
+    return Cut(float(value), left - _beyond(low_B, low, largest))
+
+
+def _find_bin(counts_B: np.ndarray, count: int, largest: bool) -> int:
+    """The bin of the last element to select; a selection of nothing ends in the outermost bin."""
+    ordered_B = counts_B[::-1] if largest else counts_B
+    place = min(int(np.searchsorted(np.cumsum(ordered_B), max(count, 1))), _BINS - 1)
+    return _BINS - 1 - place if largest else place
+
+
+def _beyond(counts_B: np.ndarray, place: int, largest: bool) -> int:
+    return int(counts_B[place + 1 :].sum() if largest else counts_B[:place].sum())
+
+
+def _as_bits(scores_JRC: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(scores_JRC).view(np.uint32).reshape(len(scores_JRC), -1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_high(bits_JN: np.ndarray, counts_JB: np.ndarray) -> None:
+    for j in range(bits_JN.shape[0]):
+        for n in range(bits_JN.shape[1]):
+            counts_JB[j, bits_JN[j, n] >> 16] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_low(bits_JN: np.ndarray, bins_J: np.ndarray, counts_JB: np.ndarray) -> None:
+    for j in range(bits_JN.shape[0]):
+        for n in range(bits_JN.shape[1]):
+            if bits_JN[j, n] >> 16 == bins_J[j]:
+                counts_JB[j, bits_JN[j, n] & 0xFFFF] += 1
+
+
+class Selection:
+    """Says of one block after the other which elements a selection takes; for one pass over the tensor."""
+
+    def __init__(self, cuts: Sequence[Cut], *, largest: bool) -> None:
+        self._values_J = np.array([cut.value for cut in cuts], dtype=np.float32)
+        self._left_J = np.array([cut.ties for cut in cuts], dtype=np.int64)
+        self._largest = largest
+
+    def take(self, scores_JRC: np.ndarray) -> np.ndarray:
+        """True for the selected elements of the next block, bool [J, R, C]."""
+        flat_JN = np.ascontiguousarray(scores_JRC).reshape(len(scores_JRC), -1)
+        return _take(flat_JN, self._values_J, self._left_J, self._largest).reshape(scores_JRC.shape)
+
+
+@numba.njit(cache=True, nogil=True)
+def _take(scores_JN: np.ndarray, values_J: np.ndarray, left_J: np.ndarray, largest: bool) -> np.ndarray:
+    taken_JN = np.zeros(scores_JN.shape, dtype=np.bool_)
+    for j in range(scores_JN.shape[0]):
+        value = values_J[j]
+        for n in range(scores_JN.shape[1]):
+            score = scores_JN[j, n]
+            if (score > value) if largest else (score < value):
+                taken_JN[j, n] = True
+            elif score == value and left_J[j] > 0:
+                left_J[j] -= 1
+                taken_JN[j, n] = True
+    return taken_JN
