@@ -46,7 +46,8 @@ def load_model(
     Args:
         folder: Local folder with config.json and safetensors weights.
         dtype: `auto` is the checkpoint's own.
-        attention: Transformers' `attn_implementation`; None leaves the choice to Transformers.
+        attention: Transformers' `attn_implementation`; None leaves the choice to Transformers, but for models that
+            cap their attention logits (Gemma 2): `eager`, for others silently leave the cap out.
         trust_remote_code: Run model code that lies in the folder.
         device: `cpu`, `cuda`, ...; None is a GPU where there is one.
 
@@ -58,8 +59,10 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    read_config(folder)
+    config = read_config(folder)
     check_weights(folder)
+    if attention is None and (config.get("text_config") or config).get("attn_logit_softcapping"):
+        attention = "eager"
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

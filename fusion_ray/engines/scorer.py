@@ -23,6 +23,8 @@ class Scorer(Protocol):
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """Give the top-k distributions over the tokens at `positions` of each sequence, in input order.
 
+        Where the model gives NaN, NaN comes back: `TopK.check` refuses it row by row, so one row spoils no other.
+
         Args:
             input_ids: Whole conversations, int32.
             positions: Indices in `input_ids` of the answer tokens, increasing and at least 1: the distribution
@@ -30,7 +32,6 @@ class Scorer(Protocol):
 
         Raises:
             EngineError: The engine died, or a sequence is not one it can take.
-            NonFiniteError: The model gave NaN.
         """
         ...
 
@@ -128,3 +129,27 @@ def check_request(
                 f"sequence {row}: positions {int(asked.min())} to {int(asked.max())} were asked for; "
                 f"expected 1 to {len(ids) - 1}, for nothing predicts the first token."
             )
+
+
+def check_sizes(folder: str, top_k: int, n_tokens: int, n_outputs: int) -> None:
+    """Refuse a tokenizer that is longer than the output head, and a k that is larger than the tokenizer.
+
+    Raises:
+        EngineError: Either of the two.
+    """
+    if n_tokens > n_outputs:
+        raise EngineError(
+            f"{folder}: the tokenizer has {n_tokens} tokens and the model's output head {n_outputs}; the tokenizer "
+            "belongs to another model, or the model's embeddings were not resized after tokens were added."
+        )
+    if top_k > n_tokens:
+        raise EngineError(
+            f"{folder}: top_k is {top_k} and the tokenizer has {n_tokens} tokens. Lower distributions.top_k."
+        )
+
+
+def empty_top_k(top_k: int) -> TopK:
+    """The result for a sequence of which no position was asked for."""
+    return TopK(
+        np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32), np.zeros(0, dtype=np.float32)
+    )

@@ -10,8 +10,7 @@ from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.head import Kept, OutputHead, keep_top_k
 from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
-from fusion_ray.engines.scorer import check_request
-from fusion_ray.errors import EngineError, NonFiniteError
+from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
 
 # Logits held at once: 64 MB in float32 fits a CPU's caches and queues well enough; a GPU wants larger matrices.
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 28}
@@ -69,7 +68,7 @@ class TransformersScorer:
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
         check_request(input_ids, positions, self.max_length, self._n_outputs)
-        results: list[TopK] = [_empty(self._top_k)] * len(input_ids)
+        results: list[TopK] = [empty_top_k(self._top_k)] * len(input_ids)
         lengths = [int(asked[-1]) if len(asked) else 0 for asked in positions]
         for batch in _batches(lengths, self._tokens_per_batch):
             for row, top_k in zip(batch.rows, self._score_batch(batch, input_ids, positions), strict=True):
@@ -105,7 +104,6 @@ class TransformersScorer:
         real_N = torch.cat([chunk.real_logprobs_N for chunk in kept]).numpy()
         cuts = np.cumsum([len(positions[row]) for row in batch.rows])[:-1]
         split = [np.split(array, cuts) for array in (ids_NK, logprobs_NK, real_N)]
-        self._refuse_nan(batch.rows, split[2])
         return [TopK(*parts) for parts in zip(*split, strict=True)]
 
     def _own_forward(
@@ -127,32 +125,6 @@ class TransformersScorer:
     def _positions_at_once(self) -> int:
         return max(1, _LOGITS_AT_ONCE.get(self._model.device.type, 1 << 24) // self._n_outputs)
 
-    def _refuse_nan(self, rows: list[int], real_logprobs: list[np.ndarray]) -> None:
-        for row, real_N in zip(rows, real_logprobs, strict=True):
-            if not np.isfinite(real_N).all():
-                raise NonFiniteError(
-                    f"{self._folder}, sequence {row}: the model gave NaN or infinity at answer position "
-                    f"{int(np.argmin(np.isfinite(real_N)))}; expected finite log-probabilities. "
-                    "Check its weights, or set the engine's dtype to bfloat16 or float32."
-                )
-
-
-def check_sizes(folder: str, top_k: int, n_tokens: int, n_outputs: int) -> None:
-    """Refuse a tokenizer that is longer than the output head, and a k that is larger than the tokenizer.
-
-    Raises:
-        EngineError: Either of the two.
-    """
-    if n_tokens > n_outputs:
-        raise EngineError(
-            f"{folder}: the tokenizer has {n_tokens} tokens and the model's output head {n_outputs}; the tokenizer "
-            "belongs to another model, or the model's embeddings were not resized after tokens were added."
-        )
-    if top_k > n_tokens:
-        raise EngineError(
-            f"{folder}: top_k is {top_k} and the tokenizer has {n_tokens} tokens. Lower distributions.top_k."
-        )
-
 
 def _batches(lengths: list[int], tokens_per_batch: int) -> list[_Batch]:
     """Cut the rows, longest first, into batches of at most `tokens_per_batch` padded tokens (or of one row)."""
@@ -163,9 +135,3 @@ def _batches(lengths: list[int], tokens_per_batch: int) -> list[_Batch]:
             batches.append(_Batch([], lengths[row]))
         batches[-1].rows.append(row)
     return batches
-
-
-def _empty(top_k: int) -> TopK:
-    return TopK(
-        np.zeros((0, top_k), dtype=np.int32), np.zeros((0, top_k), dtype=np.float32), np.zeros(0, dtype=np.float32)
-    )

@@ -38,8 +38,8 @@ def requests(n_tokens: int, lengths=(40, 3, 90, 17, 90), seed: int = 0):
 
 
 def plain_score(folder: str, ids: np.ndarray, positions: np.ndarray, k: int, n_tokens: int):
-    """All logits of one sequence in float32, then everything by definition."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """All logits of one sequence in float32, then everything by definition; eager attention leaves nothing out."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         logits_TV = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double()
     logprobs_TV = torch.log_softmax(logits_TV, dim=-1)[positions - 1].numpy()
@@ -234,11 +234,13 @@ def test_a_token_that_the_model_lacks_is_refused(folders):
         TransformersScorer(folders("llama"), 4).score([np.array([1, 9999], dtype=np.int32)], [np.array([1])])
 
 
-def test_nan_weights_are_an_error_and_not_a_number(folders, tmp_path):
+def test_nan_is_handed_on_and_refused_by_the_rows_own_check(folders, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folders("llama"))
-    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    model.model.embed_tokens.weight.data[9, 0] = float("nan")
     model.save_pretrained(tmp_path)
     toy_models.byte_level_tokenizer().save_pretrained(tmp_path)
     scorer = TransformersScorer(str(tmp_path), 4)
-    with pytest.raises(NonFiniteError, match="sequence 0: the model gave NaN"):
-        scorer.score([np.arange(10, dtype=np.int32)], [np.array([3])])
+    sick, well = scorer.score([np.array([8, 9, 3]), np.array([8, 7, 3])], [np.array([2]), np.array([2])])
+    well.check("row 2")
+    with pytest.raises(NonFiniteError, match="row 1: the model gave NaN"):
+        sick.check("row 1")

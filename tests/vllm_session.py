@@ -1,0 +1,53 @@
+"""Score requests with vLLM in a process of its own: it changes torch for the whole process.
+
+    python tests/vllm_session.py REQUEST.npz RESULT.npz FOLDER...
+
+The request holds `row0`, `at0`, `row1`, ...: token ids and positions. The result holds, of model m and row i,
+`ids_m_i`, `logprobs_m_i` and `real_m_i`, and the errors that a too long sequence and a dead engine gave.
+"""
+
+import sys
+
+import numpy as np
+
+from fusion_ray.engines.scorer import make_scorer
+from fusion_ray.errors import FusionRayError
+from fusion_ray.recipe import VllmEngine
+
+
+def main(request_path: str, result_path: str, folders: list[str]) -> None:
+    """Score the request with each model in turn."""
+    request = np.load(request_path)
+    rows = [request[f"row{i}"] for i in range(len(request.files) // 2)]
+    positions = [request[f"at{i}"] for i in range(len(rows))]
+    result: dict[str, np.ndarray] = {}
+    for m, folder in enumerate(folders):
+        scorer = make_scorer(VllmEngine(dtype="float32"), folder, 8, max_length=256, threads=1)
+        for i, scored in enumerate(scorer.score(rows, positions)):
+            result |= {f"ids_{m}_{i}": scored.ids_TK, f"logprobs_{m}_{i}": scored.logprobs_TK}
+            result[f"real_{m}_{i}"] = scored.real_logprobs_T
+        if m == 0:
+            again = scorer.score(rows, positions)
+            result["repeats"] = np.array(
+                all(np.array_equal(one.logprobs_TK, result[f"logprobs_0_{i}"]) for i, one in enumerate(again))
+            )
+            result["too_long"] = np.array(error_of(scorer, np.zeros(257, dtype=np.int32)))
+        engine = scorer._engine
+        scorer.close()
+        if m == len(folders) - 1:
+            scorer._engine = engine
+            result["dead"] = np.array(error_of(scorer, np.zeros(5, dtype=np.int32)))
+    np.savez(result_path, **result)
+
+
+def error_of(scorer, ids: np.ndarray) -> str:
+    """The error that scoring one position gives, as text."""
+    try:
+        scorer.score([ids], [np.array([1])])
+    except FusionRayError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
