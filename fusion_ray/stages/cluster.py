@@ -90,9 +90,17 @@ def stream(
     """
     if not items:
         return
-    dataset = ray.data.range(len(items), override_num_blocks=len(items))
-    tasks = dataset.map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, concurrency=limit)
+    tasks = numbers(len(items)).map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, concurrency=limit)
     yield from results_of(tasks)
+
+
+def numbers(count: int) -> "ray.data.Dataset":
+    """Rows `{"id": 0}`, `{"id": 1}`, ... in blocks of their own, so that each becomes a task.
+
+    They are there from the start: `ray.data.range` would read them in tasks, which wait for ever for a CPU where
+    actors hold all of them.
+    """
+    return ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
 
 
 def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:

@@ -134,7 +134,7 @@ def _commit(artifact: Artifact, split: str, index: int, chats: list[Chat]) -> Sh
     usable = [chat for chat in chats if chat.reason is None]
     facts = {
         "rejected": {chat.id: chat.reason for chat in chats if chat.reason},
-        "domains": Counter(chat.domain for chat in usable),
+        "domains": dict(Counter(chat.domain for chat in usable)),
         "answer_bytes": sum(
             len(message["content"].encode()) for chat in usable for message in chat.messages or []
             if message["role"] in ("assistant", "text")

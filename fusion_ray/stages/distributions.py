@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from fusion_ray.engines.scorer import Scorer, make_scorer
 from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
@@ -84,7 +83,7 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
     settings = recipe.distributions
     model = recipe.models()[artifact.name]
     spare = cluster.total("CPU") > settings.cpus_per_actor * settings.actors.max * max(1, len(recipe.sources))
-    rendered = ray.data.range(len(todo), override_num_blocks=len(todo)).map(
+    rendered = cluster.numbers(len(todo)).map(
         _Render(recipe, artifact, todo),
         # Where actors take every CPU a rendering task would wait for ever; it then shares theirs.
         num_cpus=1 if spare else 0,
