@@ -7,7 +7,7 @@ import numpy as np
 
 from fusion_ray.algorithms.align.answers import Answers
 from fusion_ray.algorithms.align.compiled import compiled
-from fusion_ray.algorithms.align.groups import END, FIRST, LAST, Groups
+from fusion_ray.algorithms.align.groups import END, FIRST, INNER, LAST, Groups
 from fusion_ray.algorithms.align.projector import ENDED, TEXT, Projector
 from fusion_ray.algorithms.align.vocabulary import Vocabulary
 
@@ -117,22 +117,33 @@ def _compare(
     for g in range(len(place)):
         if place[g] & END:
             continue
-        ours = _joined(pivot_ids, p_start[g], p_stop[g], p_flat, p_offsets)
-        theirs = _joined(source_ids, s_start[g], s_stop[g], s_flat, s_offsets)
-        a, b, a_stop, b_stop = 0, 0, len(ours), len(theirs)
+        if place[g] == INNER and p_stop[g] - p_start[g] == 1 and s_stop[g] - s_start[g] == 1:
+            ours, theirs = pivot_ids[p_start[g]], source_ids[s_start[g]]
+            differs[g] = _differ(
+                p_flat[p_offsets[ours] : p_offsets[ours + 1]], s_flat[s_offsets[theirs] : s_offsets[theirs + 1]]
+            )
+            continue
+        our_text = _joined(pivot_ids, p_start[g], p_stop[g], p_flat, p_offsets)
+        their_text = _joined(source_ids, s_start[g], s_stop[g], s_flat, s_offsets)
+        a, b, a_stop, b_stop = 0, 0, len(our_text), len(their_text)
         if place[g] & FIRST:
-            while a < a_stop and _is_space(ours[a]):
+            while a < a_stop and _is_space(our_text[a]):
                 a += 1
-            while b < b_stop and _is_space(theirs[b]):
+            while b < b_stop and _is_space(their_text[b]):
                 b += 1
             fold[g] = a - b
         if place[g] & LAST:
-            while a_stop > a and _is_space(ours[a_stop - 1]):
+            while a_stop > a and _is_space(our_text[a_stop - 1]):
                 a_stop -= 1
-            while b_stop > b and _is_space(theirs[b_stop - 1]):
+            while b_stop > b and _is_space(their_text[b_stop - 1]):
                 b_stop -= 1
-        differs[g] = not np.array_equal(ours[a:a_stop], theirs[b:b_stop])
+        differs[g] = _differ(our_text[a:a_stop], their_text[b:b_stop])
     return fold, differs
+
+
+@compiled
+def _differ(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return len(ours) != len(theirs) or not np.array_equal(ours, theirs)
 
 
 @compiled

@@ -49,7 +49,7 @@ class Scratch(NamedTuple):
             tokens they begin with.
         unknown: Log mass of unknown bytes at each of its source positions.
         slot_V: Place of a pivot token in `found`, -1 where it has none.
-        found, mass: Pivot tokens met at one position, and their mass.
+        found, found_mass: Pivot tokens met at one position, and the log of their mass.
     """
 
     entry: np.ndarray
@@ -58,7 +58,7 @@ class Scratch(NamedTuple):
     unknown: np.ndarray
     slot_V: np.ndarray
     found: np.ndarray
-    mass: np.ndarray
+    found_mass: np.ndarray
 
 
 def make_scratch(longest: int, top_k: int, vocabulary: int) -> Scratch:
@@ -143,7 +143,7 @@ def _project_position(
     real = inputs.pivot_ids[start + j]
     whole = 0.0 if j == 0 else _log_mass_of(j, leaves, path, below, scratch)
     count = 0
-    beside = 0.0  # mass of leaves beside the real path that go on with the real pivot token
+    real_logprob = path - whole
     for leaf in range(leaves):
         if scratch.matched[leaf] != j:
             continue
@@ -151,20 +151,18 @@ def _project_position(
         if first + j >= inputs.token_offsets[scratch.entry[leaf] + 1]:
             continue  # ended here: what follows it is not known
         token = inputs.tokens[first + j]
-        mass = np.exp(scratch.log_mass[leaf] - whole)
+        mass = scratch.log_mass[leaf] - whole
         if token == real:
-            beside += mass
+            real_logprob = np.logaddexp(real_logprob, mass)
             scratch.matched[leaf] = j + 1
         elif scratch.slot_V[token] < 0:
             scratch.slot_V[token] = count
             scratch.found[count] = token
-            scratch.mass[count] = mass
+            scratch.found_mass[count] = mass
             count += 1
         else:
-            scratch.mass[scratch.slot_V[token]] += mass
-    real_logprob = path - whole
-    if beside > 0.0:
-        real_logprob = np.logaddexp(real_logprob, np.log(beside))
+            slot = scratch.slot_V[token]
+            scratch.found_mass[slot] = np.logaddexp(scratch.found_mass[slot], mass)
     if above > -np.inf:
         real_logprob = np.logaddexp(real_logprob, above - whole)
     real_logprob = min(real_logprob, 0.0)
@@ -172,7 +170,7 @@ def _project_position(
     for i in range(count):
         scratch.slot_V[scratch.found[i]] = -1
     scratch.found[count] = real
-    scratch.mass[count] = np.exp(real_logprob)
+    scratch.found_mass[count] = real_logprob
     _keep_largest(scratch, count + 1, outputs.ids_TK[start + j], outputs.logprobs_TK[start + j])
 
 
@@ -194,28 +192,23 @@ def _log_mass_of(j: int, leaves: int, path: float, below: float, scratch: Scratc
 
 @compiled
 def _keep_largest(scratch: Scratch, count: int, ids: np.ndarray, logprobs: np.ndarray) -> None:
-    """Write the largest entries in order, equal ones by id; turns mass into log-probabilities."""
+    """Write the largest entries in order, equal ones by id."""
     kept = 0
-    top_k = len(ids)
     for i in range(count):
-        token, mass = scratch.found[i], scratch.mass[i]
-        if mass <= 0.0:
+        token, mass = scratch.found[i], np.float32(scratch.found_mass[i])
+        if mass == -np.inf:
             continue
-        at = min(kept, top_k)
-        while at > 0 and (scratch.mass[at - 1] < mass or (scratch.mass[at - 1] == mass and ids[at - 1] > token)):
-            if at < top_k:
-                ids[at] = ids[at - 1]
-                scratch.mass[at] = scratch.mass[at - 1]
+        at = kept
+        while at > 0 and (logprobs[at - 1] < mass or (logprobs[at - 1] == mass and ids[at - 1] > token)):
             at -= 1
-        if at < top_k:
-            ids[at] = token
-            scratch.mass[at] = mass
-            kept = min(kept + 1, top_k)
-    for k in range(kept):
-        logprobs[k] = np.log(scratch.mass[k])
-    for k in range(kept, top_k):
-        ids[k] = -1
-        logprobs[k] = -np.inf
+        if at == len(ids):
+            continue
+        kept = min(kept + 1, len(ids))
+        for later in range(kept - 1, at, -1):
+            ids[later], logprobs[later] = ids[later - 1], logprobs[later - 1]
+        ids[at], logprobs[at] = token, mass
+    for k in range(kept, len(ids)):
+        ids[k], logprobs[k] = -1, -np.inf
 
 
 @compiled
