@@ -27,9 +27,10 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    logging.getLogger("ray").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    # What a user must act on comes back as an exception; Ray's own chatter stays in its log files.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {
             "include_dashboard": False,
@@ -40,6 +41,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ClusterError(f"No Ray cluster at '{address}' ({error}). Start one with `ray start --head`.") from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -90,7 +93,8 @@ def stream(
     """
     if not items:
         return
-    tasks = numbers(len(items)).map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, concurrency=limit)
+    compute = ray.data.TaskPoolStrategy(limit)
+    tasks = numbers(len(items)).map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, compute=compute)
     yield from results_of(tasks)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import ray.data
 
 from fusion_ray.engines.scorer import Scorer, make_scorer
 from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
@@ -87,7 +88,7 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
         _Render(recipe, artifact, todo),
         # Where actors take every CPU a rendering task would wait for ever; it then shares theirs.
         num_cpus=1 if spare else 0,
-        concurrency=max(1, settings.actors.max),
+        compute=ray.data.TaskPoolStrategy(settings.actors.max),
     )
     scored = rendered.map_batches(
         _Score,
@@ -96,7 +97,7 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
         batch_format="pyarrow",
         num_cpus=settings.cpus_per_actor,
         num_gpus=settings.gpus_per_actor or None,
-        concurrency=(settings.actors.min, settings.actors.max),
+        compute=ray.data.ActorPoolStrategy(min_size=settings.actors.min, max_size=settings.actors.max),
     )
     yield from cluster.results_of(scored)
 

@@ -1,0 +1,279 @@
+"""Fuse one shard: align every source to the pivot's tokens, choose, and lay the result out as columns; no Ray here."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from fusion_ray.algorithms.align.answers import Answers, offsets_of
+from fusion_ray.algorithms.align.bytes import Projection, project
+from fusion_ray.algorithms.align.projector import Projector, build_projector
+from fusion_ray.algorithms.fuse.choose import (
+    has_score,
+    joint_groups,
+    mix,
+    pick_mince,
+    pick_mince_groups,
+    take,
+    weigh_avgce,
+)
+from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.engines.scoring import answer_positions, read_topk
+from fusion_ray.errors import StaleArtifactError
+from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
+
+GOLD = -1
+FUSED_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("domain", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("turn_starts", pa.list_(pa.int32())),
+        ("turn_lengths", pa.list_(pa.int32())),
+        ("chosen", pa.list_(pa.int8())),
+        ("real_logprobs", pa.list_(pa.float32())),
+        ("topk_ids", pa.list_(pa.int32())),
+        ("topk_logprobs", pa.list_(pa.float32())),
+        ("bits_per_byte", pa.list_(pa.float32())),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class FusedShard(NamedTuple):
+    """A fused shard, and what was counted while making it."""
+
+    table: pa.Table
+    facts: dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """The usable rows of a model's shard, position by position.
+
+    Attributes:
+        answers: Its answer tokens.
+        topk: Its distributions at them.
+        row_T: Row of each position, counted among the usable ones.
+        bytes_T: Bytes that each answer token stands for.
+    """
+
+    answers: Answers
+    topk: TopK
+    row_T: np.ndarray
+    bytes_T: np.ndarray
+
+
+class Fuser:
+    """Fuses shards of one pivot and its sources; holds the tables of their tokenizers."""
+
+    def __init__(
+        self, settings: Fused, folders: Mapping[str, str], counts_U: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Load the tokenizers.
+
+        Args:
+            settings: The recipe's fused section.
+            folders: Model folder by name, the pivot first.
+            counts_U: How often each token occurs in the corpus, by source; for the tails inside groups.
+        """
+        self.settings = settings
+        self.pivot, *self.sources = folders
+        self.tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+        self.counts_U = counts_U or {}
+        self.projectors: dict[tuple[str, int, int], Projector] = {}
+
+    def fuse(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
+        """Fuse one shard; a row that cannot be used keeps its place with a reason.
+
+        Args:
+            chats: The corpus shard.
+            scored: The same shard's distributions by model.
+
+        Raises:
+            StaleArtifactError: The shards do not hold the same rows.
+        """
+        reasons = _join_reasons(chats, scored)
+        usable = np.flatnonzero([reason is None for reason in reasons])
+        models = {name: _read(table.take(usable)) for name, table in scored.items()}
+        pivot = models[self.pivot]
+        projections = [self._project(name, pivot, models[name]) for name in self.sources]
+        for name, projection in zip(self.sources, projections, strict=True):
+            for turn, problem in projection.problems.items():
+                row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
+                reasons[usable[row]] = f"{name}: {problem}"
+        scores_MN = self._score(pivot, models, projections, len(usable))
+        for row in np.flatnonzero(~has_score(scores_MN)):
+            reasons[usable[row]] = reasons[usable[row]] or "no model scored it"
+        fused, chosen_T = self._choose(pivot, projections, np.where(has_score(scores_MN), scores_MN, 0.0))
+        rows = _emit(scored[self.pivot].take(usable), pivot, fused, chosen_T, scores_MN)
+        table = _place(chats, reasons, usable, rows)
+        return FusedShard(table, self._facts(table, projections))
+
+    def _project(self, name: str, pivot: Scored, source: Scored) -> Projection:
+        ends = (_end_of_turn(pivot.answers), _end_of_turn(source.answers))
+        projector = self.projectors.get((name, *ends))
+        if projector is None:
+            projector = build_projector(
+                self.tokenizers[self.pivot],
+                self.tokenizers[name],
+                pivot_end=ends[0] if ends[0] >= 0 else None,
+                source_end=ends[1] if ends[1] >= 0 else None,
+                counts_U=self.counts_U.get(name),
+            )
+            self.projectors[(name, *ends)] = projector
+        align = self.settings.align
+        assert isinstance(align, BytesAlign)
+        top_k = self.settings.top_k or pivot.topk.ids_TK.shape[1]
+        return project(
+            pivot.answers, source.answers, source.topk, projector, top_k=top_k, inner_tail=align.inner_tail
+        )  # fmt: skip
+
+    def _score(
+        self, pivot: Scored, models: Mapping[str, Scored], projections: list[Projection], n_rows: int
+    ) -> np.ndarray:
+        """What each model gives each row, over the bytes that all of them cover: bits per byte, or nats per token."""
+        joint_T = np.logical_and.reduce([projection.covered_T for projection in projections])
+        bytes_N = np.bincount(pivot.row_T[joint_T], pivot.bytes_T[joint_T], n_rows)
+        nll_N = np.bincount(pivot.row_T[joint_T], -pivot.topk.real_logprobs_T[joint_T].astype(np.float64), n_rows)
+        tokens_N = np.bincount(pivot.row_T[joint_T], minlength=n_rows)
+        scores = [self._per_unit(nll_N, bytes_N, tokens_N)]
+        for name, projection in zip(self.sources, projections, strict=True):
+            whole_G = np.ones(len(projection.groups), dtype=bool)
+            whole_G[projection.group_T[~joint_T & projection.covered_T]] = False
+            whole_G &= np.bincount(projection.group_T[projection.covered_T], minlength=len(whole_G)) > 0
+            row_G = pivot.row_T[projection.groups.pivot_start]
+            nll_N = np.bincount(row_G[whole_G], projection.source_nll_G[whole_G], n_rows)
+            tokens_N = np.bincount(models[name].row_T, minlength=n_rows)
+            scores.append(self._per_unit(nll_N, bytes_N, tokens_N))
+        return np.array(scores, dtype=np.float32)
+
+    def _per_unit(self, nll_N: np.ndarray, bytes_N: np.ndarray, tokens_N: np.ndarray) -> np.ndarray:
+        per_token = self.settings.choose.unit == "token"
+        units_N = tokens_N if per_token else bytes_N * np.log(2.0)
+        return np.divide(nll_N, units_N, out=np.full(len(nll_N), np.inf), where=units_N > 0)
+
+    def _choose(self, pivot: Scored, projections: list[Projection], scores_MN: np.ndarray) -> tuple[TopK, np.ndarray]:
+        """The distribution that teaches each position, and its model: GOLD where none does."""
+        choose = self.settings.choose
+        top_k = self.settings.top_k or pivot.topk.ids_TK.shape[1]
+        topks = [_fit(pivot.topk, top_k), *(projection.topk for projection in projections)]
+        covered_MT = np.array([np.ones(len(pivot.topk), dtype=bool), *(p.covered_T for p in projections)])
+        if isinstance(choose, AvgCE):
+            weights_MN = weigh_avgce(scores_MN, choose.tau)
+            return mix(weights_MN[:, pivot.row_T], topks), weights_MN.argmax(axis=0)[pivot.row_T].astype(np.int8)
+        assert isinstance(choose, MinCE)
+        if choose.level == "token":
+            real_MT = np.where(covered_MT, np.stack([topk.real_logprobs_T for topk in topks]), np.nan)
+            groups_T = joint_groups(np.array([projection.group_T for projection in projections]))
+            chosen_T = pick_mince_groups(real_MT, groups_T)
+        else:
+            chosen_T = pick_mince(scores_MN)[pivot.row_T]
+        covered_T = covered_MT[chosen_T, np.arange(len(chosen_T))]
+        fused = take(np.where(covered_T, chosen_T, 0), topks)
+        gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
+        return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
+
+    def _facts(self, table: pa.Table, projections: list[Projection]) -> dict[str, Any]:
+        alignment = {
+            name: {**projection.counts, "violation_nats": projection.violation_nats}
+            for name, projection in zip(self.sources, projections, strict=True)
+        }
+        names = {GOLD: "gold"} | dict(enumerate([self.pivot, *self.sources]))
+        positions: dict[str, Counter[str]] = {}
+        for domain, chosen, reason in zip(*(table[c].to_pylist() for c in ("domain", "chosen", "reason")), strict=True):
+            if reason is None:
+                positions.setdefault(domain, Counter()).update(names[model] for model in chosen)
+        reasons = zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        return {
+            "rejected": {identity: reason for identity, reason in reasons if reason is not None},
+            "alignment": alignment,
+            "chosen": {domain: dict(counts) for domain, counts in positions.items()},
+        }
+
+
+def _join_reasons(chats: pa.Table, scored: Mapping[str, pa.Table]) -> list[str | None]:
+    """Why a row cannot be used, by any of the models."""
+    reasons: list[str | None] = chats["reason"].to_pylist()
+    for name, table in scored.items():
+        if not table["id"].equals(chats["id"]):
+            raise StaleArtifactError(
+                f"the distributions of '{name}' hold other rows than the corpus shard (first id "
+                f"{table['id'][0] if len(table) else 'none'}). Run the distributions stage again."
+            )
+        own = table["reason"].to_pylist()
+        reasons = [before or (f"{name}: {now}" if now else None) for before, now in zip(reasons, own, strict=True)]
+    return reasons
+
+
+def _read(table: pa.Table) -> Scored:
+    lengths = [sum(row) for row in table["turn_lengths"].to_pylist()]
+    turns = table["turn_lengths"].to_pylist()
+    spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)
+    ids = [np.asarray(row, dtype=np.int32)[answer_positions(starts, counts)] for row, starts, counts in spans]
+    boundaries_T = _flat(table, "boundaries", np.int32)
+    answers = Answers(
+        ids_T=np.concatenate([*ids, np.zeros(0, dtype=np.int32)]),
+        boundaries_T=boundaries_T,
+        turn_offsets=offsets_of([count for row in turns for count in row]),
+        ended=_flat(table, "turn_ended", bool),
+        row_offsets=offsets_of([len(row) for row in turns]),
+    )
+    row_T = np.repeat(np.arange(len(lengths)), lengths)
+    before_T = np.concatenate([[0], boundaries_T[:-1]]) if len(boundaries_T) else boundaries_T
+    starts = answers.turn_offsets[:-1]
+    before_T[starts[starts < len(before_T)]] = 0
+    return Scored(answers, read_topk(table), row_T, boundaries_T - before_T)
+
+
+def _flat(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
+    return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype)
+
+
+def _end_of_turn(answers: Answers) -> int:
+    """The token that ends turns in this shard, -1 where no turn has ended."""
+    ends = answers.turn_offsets[1:][answers.ended]
+    return int(answers.ids_T[ends[0] - 1]) if len(ends) else -1
+
+
+def _fit(topk: TopK, top_k: int) -> TopK:
+    """The same distributions with exactly `top_k` columns."""
+    missing = max(0, top_k - topk.ids_TK.shape[1])
+    ids_TK = np.pad(topk.ids_TK[:, :top_k], ((0, 0), (0, missing)), constant_values=-1)
+    logprobs_TK = np.pad(topk.logprobs_TK[:, :top_k], ((0, 0), (0, missing)), constant_values=-np.inf)
+    return TopK(ids_TK, logprobs_TK, topk.real_logprobs_T)
+
+
+def _emit(
+    table: pa.Table, pivot: Scored, fused: TopK, chosen_T: np.ndarray, scores_MN: np.ndarray
+) -> list[dict[str, Any]]:
+    """The usable rows as mappings."""
+    cuts = offsets_of(np.bincount(pivot.row_T, minlength=len(table)))
+    columns = table.select(["input_ids", "turn_starts", "turn_lengths"]).to_pylist()
+    rows = []
+    for number, (row, start, stop) in enumerate(zip(columns, cuts[:-1], cuts[1:], strict=True)):
+        rows.append(
+            row
+            | {
+                "chosen": chosen_T[start:stop],
+                "real_logprobs": fused.real_logprobs_T[start:stop],
+                "topk_ids": fused.ids_TK[start:stop].reshape(-1),
+                "topk_logprobs": fused.logprobs_TK[start:stop].reshape(-1),
+                "bits_per_byte": scores_MN[:, number],
+            }
+        )
+    return rows
+
+
+def _place(chats: pa.Table, reasons: list[str | None], usable: np.ndarray, rows: list[dict[str, Any]]) -> pa.Table:
+    """All rows of the shard in order, the unusable ones empty."""
+    placed: list[dict[str, Any]] = [
+        {"id": identity, "domain": domain, "reason": reason}
+        for identity, domain, reason in zip(chats["id"].to_pylist(), chats["domain"].to_pylist(), reasons, strict=True)
+    ]
+    for number, row in zip(usable, rows, strict=True):
+        if reasons[number] is None:
+            placed[number] |= row
+    return pa.Table.from_pylist(placed, schema=FUSED_SCHEMA)
