@@ -180,7 +180,8 @@ class Targets(Section):
     tokens_per_step: int = Field(262144, ge=16)
     tokens_per_batch: int = Field(8192, ge=16)
     max_length: int = Field(2048, ge=8)
-    dtype: Dtype = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False
     gradient_checkpointing: bool = False

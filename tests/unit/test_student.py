@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from toy_fused import toy_fused
+from toy_models import ARCHITECTURES, toy_config
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.algorithms.fuse.packing import Batch
@@ -10,8 +12,6 @@ from fusion_ray.engines.student import Student
 from fusion_ray.engines.training_data import TrainingRows, check_rows, make_batch
 from fusion_ray.errors import CorruptArtifactError, EngineError, RecipeError
 from fusion_ray.recipe import Targets
-from tests.toy_fused import toy_fused
-from tests.toy_models import ARCHITECTURES, toy_config
 
 VOCABULARY = 300
 SETTINGS = Targets(dtype="float32", max_length=64)

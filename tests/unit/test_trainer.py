@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_fused import toy_fused
+from toy_models import byte_level_tokenizer, save_toy
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.engines.export import export_model
@@ -15,8 +17,6 @@ from fusion_ray.engines.trainer import Trainer
 from fusion_ray.engines.training_data import TrainingRows
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.recipe import Targets
-from tests.toy_fused import toy_fused
-from tests.toy_models import byte_level_tokenizer, save_toy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

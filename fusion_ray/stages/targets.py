@@ -1,0 +1,207 @@
+"""Stage `targets`: the pivot is fine-tuned into one target per fused set, and into the control arms, side by side.
+
+Reads:  the fused shards (train, and validation for bits per byte on the way); the pivot's distributions for `self`.
+Writes: <name>/ a model folder (safetensors, config, tokenizer), metrics.jsonl, and last MANIFEST.json.
+
+Every target is a Ray Train run of its own, named by its fingerprint, so that running again goes on from its last
+checkpoint. Checkpoints lie in the hidden folder `.training` beside the model, and go when the manifest is written.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from fusion_ray.errors import ClusterError, EngineError, FusionRayError, StaleArtifactError
+from fusion_ray.progress import Progress, Tell
+from fusion_ray.recipe import Recipe, Targets
+from fusion_ray.stages import cluster
+from fusion_ray.stages.training_worker import TargetTask, train_worker
+from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
+from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
+
+WORKING = ".training"
+_POLL_S = 0.2
+
+
+def build_targets(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
+    """Train the targets, several side by side while the cluster has room, the others after them.
+
+    A target that fails leaves the others alone; what is wrong is raised once all have ended.
+
+    Raises:
+        ClusterError: The cluster can never hold one target's workers, or did not start them in time.
+        FusionRayError: A target failed; the message says which, why, and how to go on.
+    """
+    settings = recipe.targets
+    _require_room(settings)
+    for artifact in artifacts:
+        _check_pivot(artifact)
+    errors: dict[str, FusionRayError] = {}
+    with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
+        futures = {artifact.name: pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts}
+        for name, future in futures.items():
+            try:
+                future.result()
+            except FusionRayError as error:
+                errors[name] = error
+    if errors:
+        raise _summary(errors, [artifact.name for artifact in artifacts])
+
+
+def _require_room(settings: Targets) -> None:
+    cluster.require("targets", cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)
+    for resource, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker)):
+        needed, there = each * settings.workers, cluster.total(resource)
+        if needed > there and not cluster.can_autoscale():
+            raise ClusterError(
+                f"targets: {settings.workers} workers need {needed:g} {resource}, the whole cluster has {there:g}. "
+                "Lower targets.workers or what each takes, or add nodes."
+            )
+
+
+def _side_by_side(settings: Targets, wanted: int) -> int:
+    """How many targets fit at once, so that none holds resources that another one waits for."""
+    fits = [wanted]
+    for resource, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker)):
+        if each and not cluster.can_autoscale():
+            fits.append(int(cluster.total(resource) // (each * settings.workers)))
+    return max(1, min(fits)) if settings.side_by_side is None else max(1, min(wanted, settings.side_by_side))
+
+
+def _check_pivot(artifact: Artifact) -> None:
+    fused_for = artifact.inputs["fused"].models["pivot"].fingerprint
+    if fused_for != artifact.models["pivot"].fingerprint:
+        raise StaleArtifactError(
+            f"{artifact}: its fused set was made for another pivot ({fused_for}, expected "
+            f"{artifact.models['pivot'].fingerprint}). Delete the fused set and run again."
+        )
+
+
+def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
+    started = time.monotonic()
+    _clear(artifact)
+    board = _Board.remote()  # type: ignore[attr-defined]
+    task = TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board)
+    outcome = _wait_for(_fit.remote(task), task, tell)
+    if "error" in outcome:
+        raise outcome["error"]
+    names = [name for name in list_files(artifact.folder) if name != MANIFEST]
+    files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
+    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=outcome["facts"])
+    delete(join(artifact.folder, WORKING))
+
+
+def _clear(artifact: Artifact) -> None:
+    """Remove what an older recipe left; checkpoints of this very target stay, to go on from."""
+    retract_manifest(artifact.folder)
+    for name in list_files(artifact.folder):
+        delete(join(artifact.folder, name))
+    ours = f"{_run_name(artifact)}/"
+    working = join(artifact.folder, WORKING)
+    strangers = {path.split("/")[0] for path in list_files(working, recursive=True) if not path.startswith(ours)}
+    for name in strangers:
+        delete(join(working, name))
+
+
+def _run_name(artifact: Artifact) -> str:
+    return f"{artifact.name}-{artifact.fingerprint[:8]}"
+
+
+def _wait_for(running: ray.ObjectRef, task: TargetTask, tell: Tell) -> dict[str, Any]:
+    """Pass on progress until the run ends; give up if its workers do not start in time."""
+    launched, heard = time.monotonic(), False
+    while True:
+        ended, _ = ray.wait([running], timeout=_POLL_S)
+        for progress in ray.get(task.board.take.remote()):
+            heard = True
+            tell(progress)
+        if ended:
+            break
+        if not heard and time.monotonic() - launched > task.settings.wait_s:
+            ray.cancel(running)
+            raise ClusterError(
+                f"{task.artifact}: its {task.settings.workers} workers did not start within {task.settings.wait_s:g} s "
+                "(targets.wait_s). Free or add nodes, or ask for fewer workers, and run again."
+            )
+    try:
+        return ray.get(running)  # type: ignore[no-any-return]
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"{task.artifact}: training ended before its time ({_first_line(error)}). Run again: it goes on from its "
+            "last checkpoint."
+        ) from error
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit(task: TargetTask) -> dict[str, Any]:
+    """Drive one Ray Train run; takes no CPU itself."""
+    settings, folder = task.settings, locate(task.artifact.folder)
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=bool(settings.gpus_per_worker),
+            resources_per_worker={"CPU": settings.cpus_per_worker}
+            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=_run_name(task.artifact),
+            storage_path=f"{folder.path}/{WORKING}",
+            storage_filesystem=folder.filesystem,
+            failure_config=ray.train.FailureConfig(
+                max_failures=settings.retries,
+                controller_failure_limit=settings.retries,  # type: ignore[call-arg]
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        return trainer.fit().return_value  # type: ignore[attr-defined, no-any-return]
+    except ray.train.TrainingFailedError as error:
+        return {"error": _explain(task, error)}
+
+
+def _explain(task: TargetTask, error: Exception) -> EngineError:
+    causes = getattr(error, "worker_failures", None) or {}
+    why = "; ".join(f"worker {rank}: {_first_line(cause)}" for rank, cause in causes.items()) or _first_line(error)
+    return EngineError(
+        f"{task.artifact}: training failed {task.settings.retries + 1} times ({why}). Its last checkpoint is kept in "
+        f"{join(task.artifact.folder, WORKING)}; mend the cause and run again to go on from there."
+    )
+
+
+def _summary(errors: dict[str, FusionRayError], names: list[str]) -> FusionRayError:
+    """One error for all failed targets, of the first one's kind."""
+    done = [name for name in names if name not in errors]
+    failed = " ".join(f"[{name}] {error}" for name, error in errors.items())
+    kind = type(next(iter(errors.values())))
+    return kind(
+        f"{len(errors)} of {len(names)} targets failed: {failed} Done: {', '.join(done) or 'none'}. Run the same "
+        f"command again to make only {', '.join(errors)}."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where workers leave progress reports for the driver."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Progress] = []
+
+    def put(self, progress: Progress) -> None:
+        self.waiting.append(progress)
+
+    def take(self) -> list[Progress]:
+        taken, self.waiting = self.waiting, []
+        return taken

@@ -1,0 +1,148 @@
+"""What runs inside each worker of a Ray Train group: read the fused shards, train, export, report."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+import torch
+from pyarrow import fs
+
+from fusion_ray.engines.control_arms import as_self, as_sft, as_shuffled
+from fusion_ray.engines.export import export_model
+from fusion_ray.engines.trainer import StepReport, Trainer
+from fusion_ray.engines.training_data import COLUMNS, TrainingRows
+from fusion_ray.errors import FusionRayError
+from fusion_ray.progress import Progress
+from fusion_ray.recipe import Targets
+from fusion_ray.storage.artifacts import Artifact, read_manifest
+from fusion_ray.storage.filesystem import join, locate, write_bytes
+from fusion_ray.storage.shards import read_shard
+
+METRICS = "metrics.jsonl"
+_TELL_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class TargetTask:
+    """Everything a worker needs to know to train one target.
+
+    Attributes:
+        artifact: The target to make.
+        board: Actor that takes progress reports.
+    """
+
+    artifact: Artifact
+    settings: Targets
+    seed: int
+    trust_remote_code: bool
+    board: Any
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one target, or give back the error that would stop every further attempt too."""
+    task: TargetTask = config["task"]
+    try:
+        return {"facts": _train(task)}
+    except FusionRayError as error:
+        # Returned and not raised: Ray retries what is raised, and this would fail again in the same way.
+        return {"error": error}
+
+
+def _train(task: TargetTask) -> dict[str, Any]:
+    settings, started = task.settings, time.monotonic()
+    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    train, validation = read_rows(task, "train"), read_rows(task, "validation")
+    pivot = task.artifact.models["pivot"].folder
+    teller = _Teller(task)
+    teller.tell(Progress(str(task.artifact), 0, 1, "loading"))
+    trainer = Trainer(pivot, settings, seed=task.seed, trust_remote_code=task.trust_remote_code)
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else tempfile.TemporaryDirectory() as folder:
+        history = trainer.fit(
+            train,
+            validation if validation.answers_N.sum() else None,
+            report=teller.tell_step,
+            save=_hand_to_ray,
+            resume_from=Path(folder) if checkpoint else None,
+        )
+    _export(task, trainer, pivot)
+    measured = [(line.step, line.bits_per_byte) for line in history if line.bits_per_byte is not None]
+    return {
+        "steps": len(history),
+        "tokens": sum(line.tokens for line in history),
+        "answer_tokens": int(train.answers_N.sum()),
+        "rows": int((train.answers_N > 0).sum()),
+        "rows_cut": train.n_cut,
+        "first_loss": history[0].loss,
+        "last_loss": history[-1].loss,
+        "validation_bits_per_byte": [{"step": step, "bits_per_byte": value} for step, value in measured],
+        "workers": trainer.workers,
+        "zero_stage": trainer.engine.stage,
+        "worker_seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def read_rows(task: TargetTask, split: str) -> TrainingRows:
+    """The rows of one split of the fused set, as the artifact's arm wants them."""
+    return TrainingRows(_tables(task, split), max_length=task.settings.max_length)
+
+
+def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
+    fused, arm = task.artifact.inputs["fused"], task.artifact.name
+    pivot = task.artifact.inputs.get("pivot")
+    pivot_shards = {} if pivot is None else {record.path: record for record in read_manifest(pivot.folder).shards}
+    for record in read_manifest(fused.folder).shards_of(split):
+        table = read_shard(fused.folder, record, COLUMNS)
+        if arm == "sft":
+            table = as_sft(table)
+        elif arm == "self" and pivot is not None:
+            table = as_self(table, read_shard(pivot.folder, pivot_shards[record.path]))
+        elif arm == "shuffled":
+            table = as_shuffled(table, task.seed, record.path)
+        yield table
+
+
+def _hand_to_ray(folder: Path, step: int) -> None:
+    ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _export(task: TargetTask, trainer: Trainer, pivot: str) -> None:
+    target, first = locate(task.artifact.folder), trainer.rank == 0
+    with tempfile.TemporaryDirectory(prefix="fusion_ray_export_") as temporary:
+        folder = Path(target.path) if target.is_local else Path(temporary)
+        export_model(trainer.engine, pivot, folder, dtype=task.settings.save_dtype)
+        if first and not target.is_local:
+            fs.copy_files(str(folder), target.path, fs.LocalFileSystem(), target.filesystem)
+    if first:
+        lines = "".join(json.dumps(asdict(line)) + "\n" for line in trainer.history)
+        write_bytes(join(task.artifact.folder, METRICS), lines.encode())
+
+
+class _Teller:
+    """Sends the first worker's progress to the driver, and not more often than anyone can read."""
+
+    def __init__(self, task: TargetTask) -> None:
+        self.task = task
+        self.last = 0.0
+
+    def tell(self, progress: Progress) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            self.task.board.put.remote(progress)
+
+    def tell_step(self, line: StepReport) -> None:
+        now = time.monotonic()
+        if now - self.last < _TELL_EVERY_S and line.step < line.total:
+            return
+        self.last = now
+        left_s = (line.total - line.step) * line.tokens / max(line.tokens_per_s, 1e-9)
+        detail = f"loss {line.loss:.3f} (gold {line.gold:.3f}, soft {line.soft:.3f}), {line.tokens_per_s:,.0f} tokens/s"
+        detail += f", {left_s:,.0f} s left" if line.step < line.total else ""
+        if line.bits_per_byte is not None:
+            detail += f", {line.bits_per_byte:.3f} bits per byte"
+        self.tell(Progress(str(self.task.artifact), line.step, line.total, detail))

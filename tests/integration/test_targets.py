@@ -1,0 +1,78 @@
+"""The stage `targets` on a local Ray of two CPUs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from toy_targets import toy_artifacts, toy_recipe
+
+from fusion_ray.errors import ClusterError, CorruptArtifactError
+from fusion_ray.progress import Progress
+from fusion_ray.stages import cluster
+from fusion_ray.stages.targets import WORKING, build_targets
+from fusion_ray.storage.artifacts import read_manifest
+
+# Ray sets its own deprecated options while it makes its defaults.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    cluster.connect("local", num_cpus=2)
+    yield
+
+
+def test_a_source_and_three_control_arms_train_side_by_side_and_end(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    artifacts = toy_artifacts(recipe, ("math", "sft", "self", "shuffled"))
+    seen: list[Progress] = []
+    build_targets(recipe, artifacts, seen.append)
+    curves = {}
+    for artifact in artifacts:
+        folder = Path(artifact.folder)
+        manifest = read_manifest(artifact.folder)
+        assert manifest.fingerprint == artifact.fingerprint
+        assert {"config.json", "tokenizer.json", "model.safetensors", "metrics.jsonl"} <= set(manifest.files)
+        assert not (folder / WORKING).exists()
+        curves[artifact.name] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert manifest.facts["validation_bits_per_byte"][-1]["bits_per_byte"] > 0
+    tokens = {name: [line["tokens"] for line in curve] for name, curve in curves.items()}
+    assert all(tokens[name] == tokens["math"] for name in tokens), "same rows, tokens and steps"
+    assert all(line["soft"] == 0 for line in curves["sft"])
+    assert curves["self"][0]["gold"] == pytest.approx(curves["sft"][0]["gold"], rel=1e-5)
+    assert curves["shuffled"][0]["soft"] != curves["math"][0]["soft"]
+    assert {progress.what for progress in seen} == {f"targets/{name}" for name in tokens}
+
+
+def test_one_failed_source_does_not_take_the_others_down(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    (good,) = toy_artifacts(recipe, ("math",))
+    (bad,) = toy_artifacts(recipe, ("code",), vocabulary=9000)
+    with pytest.raises(CorruptArtifactError, match=r"1 of 2 targets failed.*\[code\].*vocabulary.*Done: math"):
+        build_targets(recipe, [bad, good], lambda _: None)
+    assert read_manifest(good.folder).fingerprint == good.fingerprint
+    assert not (Path(bad.folder) / "MANIFEST.json").exists()
+
+
+@pytest.mark.slow
+def test_two_workers_and_one_train_the_same_model(tmp_path: Path) -> None:
+    losses, weights = {}, {}
+    for workers in (1, 2):
+        recipe = toy_recipe(tmp_path / str(workers), workers=workers, zero_stage=2)
+        artifacts = toy_artifacts(recipe, ("math",))
+        build_targets(recipe, artifacts, lambda _: None)
+        lines = (Path(artifacts[0].folder) / "metrics.jsonl").read_text().splitlines()
+        losses[workers] = [json.loads(line)["loss"] for line in lines]
+        weights[workers] = load_file(Path(artifacts[0].folder) / "model.safetensors")
+    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
+    for name, tensor in weights[1].items():
+        np.testing.assert_allclose(tensor.numpy(), weights[2][name].numpy(), atol=1e-4)
+
+
+def test_more_workers_than_the_cluster_can_give_are_refused_at_once(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path, workers=3)
+    with pytest.raises(ClusterError, match="3 workers need 3 CPU, the whole cluster has 2"):
+        build_targets(recipe, toy_artifacts(recipe, ("math",)), lambda _: None)

@@ -1,0 +1,72 @@
+"""Artifacts of the stage `targets` over fused sets made by hand, without the stages before it."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from toy_fused import toy_fused
+from toy_models import byte_level_tokenizer, save_toy
+
+from fusion_ray.recipe import Recipe, parse_recipe
+from fusion_ray.storage.artifacts import Artifact, write_manifest
+from fusion_ray.storage.models import find_model
+from fusion_ray.storage.shards import write_shard
+
+PLAIN: dict[str, Any] = {
+    "dtype": "float32",
+    "zero_stage": 0,
+    "epochs": 1,
+    "learning_rate": 3e-3,
+    "lambda_": 0.5,
+    "tokens_per_step": 256,
+    "tokens_per_batch": 128,
+    "max_length": 64,
+    "checkpoint_every_steps": 2,
+    "controls": [],
+}
+
+
+def toy_recipe(folder: Path, **targets: Any) -> Recipe:
+    """A recipe with a random pivot; its sources are never opened."""
+    pivot = folder / "pivot"
+    if not pivot.exists():
+        save_toy(pivot, "llama", byte_level_tokenizer(300), extra_rows=0)
+    return parse_recipe(
+        {
+            "name": "toy",
+            "runs": str(folder / "runs"),
+            "pivot": {"model": str(pivot)},
+            "sources": [{"name": "math", "model": "unused"}, {"name": "code", "model": "unused"}],
+            "corpus": {"path": "unused"},
+            "targets": {**PLAIN, **targets},
+        }
+    )
+
+
+def toy_artifacts(recipe: Recipe, names: tuple[str, ...], vocabulary: int = 280) -> list[Artifact]:
+    """Targets whose fused sets lie on disk, two shards of train rows and one of validation rows each."""
+    return [_artifact(recipe, name, vocabulary) for name in names]
+
+
+def _artifact(recipe: Recipe, name: str, vocabulary: int) -> Artifact:
+    models = {"pivot": find_model(recipe.pivot.model)}
+    source = name if name not in ("sft", "self", "shuffled") else "math"
+    fused = Artifact("fused", source, f"{recipe.folder}/3_fused/{source}", {}, {}, models)
+    pivot = Artifact("distributions", "pivot", f"{recipe.folder}/2_distributions/pivot", {})
+    for artifact in (fused, pivot):
+        records = []
+        for number, split in enumerate(("train", "train", "validation")):
+            # The pivot's distributions are of the same tokens: only the kept log-probabilities differ.
+            table = toy_fused(16, vocabulary=vocabulary, seed=number)
+            if artifact is pivot:
+                table = table.drop_columns(["chosen", "domain", "bits_per_byte"])
+            records.append(write_shard(artifact.folder, f"{split}/{number:05d}.parquet", table, artifact.fingerprint))
+        write_manifest(artifact, seconds=0, shards=records)
+    inputs = {"fused": fused} if name in ("math", "code") else {"fused": fused, "pivot": pivot}
+    settings = recipe.targets.model_dump(mode="json") | {"seed": recipe.seed}
+    return Artifact("targets", name, f"{recipe.folder}/4_targets/{name}", settings, inputs, models)
+
+
+def kept_tokens(table: pa.Table) -> list[list[int]]:
+    """The kept ids of every row."""
+    return [row for row in table["topk_ids"].to_pylist() if row is not None]
