@@ -17,6 +17,7 @@ from fusion_ray.algorithms.merge.varm import weigh_groups
 from fusion_ray.errors import MergeError
 from fusion_ray.merging.methods import merge_tensor
 from fusion_ray.merging.plan import MergePlan, OutputFile, TensorJob
+from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, write_index
 from fusion_ray.storage.checkpoints import FLOATS, StoredTensor, TensorReader
 from fusion_ray.storage.filesystem import delete, exists, join, locate, read_bytes, write_bytes
@@ -83,13 +84,16 @@ class FileRecord:
     weights: Mapping[str, Mapping[str, float] | None]
 
 
-def merge_to_folder(plan: MergePlan, folder: str) -> list[FileRecord]:
+def merge_to_folder(plan: MergePlan, folder: str, tell: Tell = silent) -> list[FileRecord]:
     """Carry out a plan in this process: measure, write every file, then the index.
 
     A merge that was interrupted goes on where it was.
     """
     plan = resolve_weights(plan, [measure_file(plan, file) for file in files_to_measure(plan)])
-    records = [write_file(plan, file, folder) for file in plan.files]
+    records = []
+    for done, file in enumerate(plan.files, start=1):
+        records.append(write_file(plan, file, folder))
+        tell(Progress("merge", done, len(plan.files), file.name))
     finish_weights(records, folder)
     return records
 
@@ -118,7 +122,9 @@ def resolve_weights(plan: MergePlan, measured: list[dict[str, list[float]]]) -> 
     if not measured:
         return plan
     squares = {name: np.array(values) for part in measured for name, values in part.items()}
-    granularity = next(job.parameters["granularity"] for file in plan.files for job in file.jobs)
+    granularity, *others = {job.parameters["granularity"] for file in plan.files for job in file.jobs}
+    if others:
+        raise MergeError(f"varm: granularities {[granularity, *others]} in one merge; give one for all tensors.")
     weights = weigh_groups(squares, granularity)
     return plan.with_parameters(
         {name: {"weights": None if found is None else tuple(found.tolist())} for name, found in weights.items()}

@@ -48,18 +48,17 @@ class Card:
 def finish_folder(
     folder: str, donor: str, card: Card, records: Sequence[FileRecord], changes: Mapping[str, Any] | None = None
 ) -> None:
-    """Put everything but the weights into a merged folder.
+    """Put everything but the weights and the tokenizer into a merged folder; call this last.
 
     Args:
         folder: The merged folder; its weights are there already.
-        donor: Model folder whose config, generation config and tokenizer it takes.
+        donor: Model folder whose config and generation config it takes.
         card: The model card.
         records: What writing the weights gave.
         changes: Keys of config.json that differ from the donor's.
     """
     if not exists(join(donor, "config.json")):
         raise MissingArtifactError(f"{donor}: no config.json. Expected a Hugging Face model folder.")
-    copy_tokenizer(donor, folder)
     if exists(join(donor, "generation_config.json")):
         write_bytes(join(folder, "generation_config.json"), read_bytes(join(donor, "generation_config.json")))
     weights = {name: found for record in records for name, found in record.weights.items()}

@@ -189,7 +189,7 @@ def common_tensors(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
             f"merge: the models are of different architectures: {kinds}. Merge models of one architecture."
         )
     tied = {name: checkpoint.ties_embeddings for name, checkpoint in checkpoints.items()}
-    named = {name: _merged_names(checkpoint) for name, checkpoint in checkpoints.items()}
+    named = {name: merged_names(checkpoint) for name, checkpoint in checkpoints.items()}
     (first, reference), *others = named.items()
     for other, names in others:
         missing, extra = sorted(reference.keys() - names.keys()), sorted(names.keys() - reference.keys())
@@ -203,7 +203,19 @@ def common_tensors(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
     return list(reference)
 
 
-def _merged_names(checkpoint: Checkpoint) -> dict[str, None]:
+def check_architectures(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Refuse models whose config.json names different architectures.
+
+    Raises:
+        MergeError: They do.
+    """
+    kinds = {name: checkpoint.config.get("model_type") for name, checkpoint in checkpoints.items()}
+    if len(set(kinds.values())) > 1:
+        raise MergeError(f"merge: the models are of different architectures: {kinds}. Expected one architecture.")
+
+
+def merged_names(checkpoint: Checkpoint) -> dict[str, None]:
+    """Names of the tensors of a checkpoint that take part in a merge, in order."""
     tied = checkpoint.ties_embeddings
     return {
         name: None

@@ -18,7 +18,7 @@ from fusion_ray.merging.execute import (
     resolve_weights,
     write_file,
 )
-from fusion_ray.merging.folder import Card, config_dtype, finish_folder
+from fusion_ray.merging.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merging.plan import DTYPES, MergePlan, OutputFile, plan_merge
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
@@ -52,6 +52,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
         config=recipe.merged.model_dump(mode="json"),
     )
     changes = {} if recipe.merged.dtype == "pivot" else config_dtype(DTYPES[recipe.merged.dtype])
+    copy_tokenizer(pivot.folder, artifact.folder)
     finish_folder(artifact.folder, pivot.folder, card, records, changes)
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}

@@ -13,7 +13,7 @@ from toy_checkpoints import moved, save_toy, toy_tensors
 from fusion_ray.errors import CorruptArtifactError, MergeError, NonFiniteError
 from fusion_ray.merge_methods import METHODS
 from fusion_ray.merging.execute import merge_to_folder, write_file
-from fusion_ray.merging.folder import Card, config_dtype, finish_folder
+from fusion_ray.merging.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merging.plan import MergePlan, plan_merge
 from fusion_ray.storage.checkpoints import open_checkpoint
 
@@ -111,6 +111,7 @@ def test_a_finished_folder_has_what_users_of_the_hub_expect(folders: dict[str, s
     out = tmp_path / "out"
     records = merge_to_folder(plan_of(folders), str(out))
     card = Card("toy", "varm", ["org/pivot", "org/math"], {"kind": "varm"}, {"merged": "1.23"})
+    copy_tokenizer(folders["pivot"], str(out))
     finish_folder(str(out), folders["pivot"], card, records, config_dtype("BF16"))
     assert {file.name for file in out.iterdir()} == {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
