@@ -1,0 +1,202 @@
+"""The plots of the page as plain Plotly data; a colour `$name` is the page's own, light or dark.
+
+Every function expects its names to have gone through `escape_labels`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fusion_ray.algorithms.evaluate.rates import OVERALL
+
+Figure = dict[str, Any]
+_SYMBOLS = ("circle", "square", "triangle-up", "cross", "star", "hexagon", "bowtie", "pentagon")
+_N_COLOURS = 8
+
+
+def colour(index: int) -> str:
+    """The page's colour number `index`, over and over."""
+    return f"$c{index % _N_COLOURS}"
+
+
+def rates_figure(rates: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Every model's bits per byte: one mark a domain, a diamond for the overall."""
+    models = list(rates)
+    domains = [domain for domain in rates["pivot"] if domain != OVERALL]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": domain,
+            "x": [rates[model][domain] for model in models],
+            "y": models,
+            "marker": {"color": colour(index), "symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 9, "opacity": 0.85},
+            "hovertemplate": "%{y}, " + domain + ": %{x:.4f}<extra></extra>",
+        }
+        for index, domain in enumerate(domains)
+    ]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": OVERALL,
+            "x": [rates[model][OVERALL] for model in models],
+            "y": models,
+            "marker": {"color": "$text", "symbol": "diamond", "size": 13},
+            "hovertemplate": "%{y}, overall: %{x:.4f}<extra></extra>",
+        }
+    )
+    return {"data": data, "layout": _rows(len(models)) | {"xaxis": {"title": {"text": "bits per byte"}}}}
+
+
+def differences_figure(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Overall differences with their intervals; left of 0 the first model is better."""
+    pairs = list(differences)
+    found = [differences[pair][OVERALL] for pair in pairs]
+    marks = ["$good" if f["high"] < 0 else "$bad" if f["low"] > 0 else "$muted" for f in found]
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [f["value"] for f in found],
+        "y": pairs,
+        "marker": {"color": marks, "size": 11},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [f["high"] - f["value"] for f in found],
+            "arrayminus": [f["value"] - f["low"] for f in found],
+            "color": "$muted",
+        },
+        "hovertemplate": "%{y}: %{x:+.4f}<extra></extra>",
+    }
+    axis = {
+        "title": {"text": "bits per byte (left: the first is better)"},
+        "zerolinewidth": 2,
+        "zerolinecolor": "$text",
+    }
+    return {"data": [trace], "layout": _rows(len(pairs)) | {"showlegend": False, "xaxis": axis}}
+
+
+def shares_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
+    """By domain, the share of each model in a count, as stacked bars."""
+    domains = list(counts)
+    names = list(dict.fromkeys(name for found in counts.values() for name in found))
+    totals = {domain: sum(counts[domain].values()) or 1 for domain in domains}
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "x": [counts[domain].get(name, 0) / totals[domain] for domain in domains],
+            "y": domains,
+            "customdata": [counts[domain].get(name, 0) for domain in domains],
+            "marker": {"color": colour(index)},
+            "hovertemplate": "%{y}, " + name + ": %{x:.1%} (%{customdata:,})<extra></extra>",
+        }
+        for index, name in enumerate(names)
+    ]
+    layout = _rows(len(domains)) | {"barmode": "stack", "xaxis": {"tickformat": ".0%", "range": [0, 1]}}
+    return {"data": data, "layout": layout}
+
+
+def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
+    """How often the first choice was right against how sure the model was of it."""
+    ideal = {
+        "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "ideal",
+        "line": {"color": "$muted", "dash": "dot"}, "hoverinfo": "skip",
+    }  # fmt: skip
+    lines = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": model,
+            "x": [x for x in found["bins"]["confidence"] if x is not None],
+            "y": [y for y in found["bins"]["accuracy"] if y is not None],
+            "line": {"color": colour(index)},
+            "visible": True if model in ("pivot", "sft", "merged") else "legendonly",
+        }
+        for index, (model, found) in enumerate(calibration.items())
+    ]
+    layout = {
+        "height": 420,
+        "xaxis": {"title": {"text": "probability of the first choice"}, "range": [0, 1]},
+        "yaxis": {"title": {"text": "how often it was right"}, "range": [0, 1]},
+    }
+    return {"data": [ideal, *lines], "layout": layout}
+
+
+def curves_figure(training: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> Figure:
+    """One quantity of all trainings, step by step."""
+    data = []
+    for index, (name, points) in enumerate(training.items()):
+        known = [(point["step"], point[key]) for point in points if key in point and "step" in point]
+        if known:
+            steps, values = zip(*known, strict=True)
+            line = {"color": colour(index)}
+            data.append(
+                {"type": "scatter", "mode": "lines", "name": name, "x": list(steps), "y": list(values), "line": line}
+            )
+    layout = {"height": 360, "xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": key.replace("_", " ")}}}
+    return {"data": data, "layout": layout}
+
+
+def weights_figure(parts: Sequence[Mapping[str, Any]], target: str) -> Figure:
+    """The mean merge weight of one target, layer by module; the middle colour is the even share."""
+    layers = list(dict.fromkeys(part["layer"] for part in parts))
+    modules = list(dict.fromkeys(part["module"] for part in parts))
+    cells = {(part["layer"], part["module"]): part["weights"][target] for part in parts}
+    even = 1.0 / max(1, len(parts[0]["weights"]))
+    trace = {
+        "type": "heatmap",
+        "x": modules,
+        "y": [layer if layer.isalpha() or " " in layer else f"layer {layer}" for layer in layers],
+        "z": [[cells.get((layer, module)) for module in modules] for layer in layers],
+        "colorscale": [[0, "$cold"], [0.5, "$middle"], [1, "$warm"]],
+        "zmin": 0,
+        "zmid": even,
+        "zmax": min(1.0, 2 * even),
+        "hoverongaps": False,
+        "hovertemplate": "%{y}, %{x}: %{z:.3f}<extra></extra>",
+        "texttemplate": "%{z:.2f}" if len(cells) <= 40 else "",
+        "colorbar": {"thickness": 10, "tickformat": ".2f"},
+    }
+    layout = _rows(len(layers)) | {"title": {"text": target}, "showlegend": False, "xaxis": {"tickangle": -35}}
+    layout["margin"] = layout["margin"] | {"t": 46, "b": 90}
+    layout["height"] += 90
+    return {"data": [trace], "layout": layout}
+
+
+def seconds_figure(stages: Sequence[Mapping[str, Any]]) -> Figure:
+    """How long every artifact took to make."""
+    names = [f"{stage['stage']}/{stage['name']}" if stage["name"] else stage["stage"] for stage in stages]
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [stage["seconds"] for stage in stages],
+        "y": names,
+        "marker": {"color": "$c0"},
+        "hovertemplate": "%{y}: %{x:.1f} s<extra></extra>",
+    }
+    return {
+        "data": [trace],
+        "layout": _rows(len(stages)) | {"showlegend": False, "xaxis": {"title": {"text": "seconds"}}},
+    }
+
+
+def _rows(count: int) -> dict[str, Any]:
+    """Layout of a plot with one line per name, first on top."""
+    return {
+        "height": 120 + 34 * count,
+        "margin": {"l": 10, "r": 10, "t": 20, "b": 50},
+        "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
+    }
+
+
+def escape_labels(data: Any) -> Any:
+    """Names as Plotly may show them: its labels read a little HTML and `%{}`, which no name may bring in."""
+    if isinstance(data, str):
+        return data.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
+    if isinstance(data, Mapping):
+        return {escape_labels(key): escape_labels(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [escape_labels(item) for item in data]
+    return data

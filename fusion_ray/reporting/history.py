@@ -1,0 +1,85 @@
+"""What the run left behind besides scores: manifests, training logs, versions, settings."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fusion_ray.errors import CorruptArtifactError
+from fusion_ray.recipe import Recipe
+from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, versions
+from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes
+
+_MOST_POINTS = 400
+
+
+def describe_artifact(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
+    """One line of the report's table of stages; the ids of rejected rows stay in the artifact."""
+    place = locate(artifact.folder)
+    infos = [
+        place.filesystem.get_file_info(f"{place.path}/{name}") for name in list_files(artifact.folder, recursive=True)
+    ]
+    return {
+        "stage": artifact.stage,
+        "name": artifact.name,
+        "seconds": manifest.seconds,
+        "rows": manifest.rows,
+        "bytes": sum(info.size or 0 for info in infos),
+        "fingerprint": manifest.fingerprint,
+        "facts": dict(manifest.facts),
+        "versions": dict(manifest.versions),
+    }
+
+
+def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Everything about the run that needs no computing.
+
+    Args:
+        recipe: The run.
+        artifacts: The report's inputs by label.
+    """
+    manifests = {label: read_manifest(artifact.folder) for label, artifact in artifacts.items()}
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "models": {
+            name: {"model": model.model, "remote_code": model.trust_remote_code}
+            for name, model in recipe.models().items()
+        },
+        "remote_code": any(model.trust_remote_code for model in recipe.models().values()),
+        "stages": [describe_artifact(artifacts[label], manifests[label]) for label in _in_stage_order(artifacts)],
+        "alignment": {
+            artifacts[label].name: dict(manifest.facts.get("alignment", {}))
+            for label, manifest in manifests.items()
+            if artifacts[label].stage == "fused"
+        },
+        "training": {
+            artifact.name: read_curve(artifact.folder) for artifact in artifacts.values() if artifact.stage == "targets"
+        },
+        "versions": versions(),
+    }
+
+
+def _in_stage_order(artifacts: Mapping[str, Artifact]) -> list[str]:
+    return sorted(artifacts, key=lambda label: artifacts[label].folder)
+
+
+def read_curve(folder: str) -> list[dict[str, Any]]:
+    """The points of a target's metrics.jsonl, thinned to a few hundred; empty where there is none.
+
+    Raises:
+        CorruptArtifactError: A line is not a JSON object.
+    """
+    uri = join(folder, "metrics.jsonl")
+    if not exists(uri):
+        return []
+    points = []
+    for number, line in enumerate(read_bytes(uri).decode().splitlines(), start=1):
+        try:
+            points.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise CorruptArtifactError(
+                f"{uri} line {number}: not a JSON object ({error}). Run targets again."
+            ) from error
+    step = -(-len(points) // _MOST_POINTS) or 1
+    return [point for index, point in enumerate(points) if index % step == 0 or index == len(points) - 1]

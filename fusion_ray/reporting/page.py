@@ -1,0 +1,115 @@
+"""report.html: one file that opens without a network, light or dark, on a screen or a phone.
+
+All text of models, corpus and recipe is escaped by the template or travels as JSON that the page's script puts in as
+text. A content security policy lets only the page's own two scripts run, named by their hashes.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from fusion_ray.algorithms.evaluate.rates import OVERALL
+from fusion_ray.reporting import figures
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """The page of a report.
+
+    Args:
+        report: The content of report.json.
+    """
+    scripts = [get_plotlyjs(), _read("page.js")]
+    return _environment().get_template("page.html.jinja").render(
+        report=report,
+        overall=OVERALL,
+        domains=[domain for domain in report["bits_per_byte"]["pivot"] if domain != OVERALL],
+        best=_best_by_column(report["bits_per_byte"]),
+        cards=headline(report),
+        figures_json=_embed(all_figures(report)),
+        style=_read("page.css"),
+        scripts=scripts,
+        policy=_policy(scripts),
+    )  # fmt: skip
+
+
+def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers at the top: what was, what plain fine-tuning gives, what fusion gives."""
+    rates = report["bits_per_byte"]
+    names = {"pivot": "pivot", "sft": "plain fine-tuning (sft)", "merged": "merged model"}
+    cards = [
+        {"name": names[model], "value": f"{rates[model][OVERALL]:.3f}", "unit": "bits per byte"}
+        for model in names
+        if model in rates
+    ]
+    share = report["oracle"]["recovered_share"]["merged"][OVERALL]
+    if share is not None:
+        cards.append({"name": "of the oracle's gain", "value": f"{share:.0%}", "unit": "recovered"})
+    return cards
+
+
+def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
+    """Every plot of the page by the id of its place."""
+    safe = figures.escape_labels(report)
+    found = {
+        "fig-rates": figures.rates_figure(safe["bits_per_byte"]),
+        "fig-differences": figures.differences_figure(safe["differences"]),
+        "fig-oracle": figures.shares_figure(safe["oracle"]["chosen"]),
+        "fig-calibration": figures.calibration_figure(safe["calibration"]),
+        "fig-seconds": figures.seconds_figure(safe["stages"]),
+    }
+    for index, counts in enumerate(safe["chosen"].values()):
+        rows = {domain: kinds["rows"] for domain, kinds in counts.items()}
+        found[f"fig-chosen-{index}"] = figures.shares_figure(rows)
+    for index, key in enumerate(curve_keys(report["training"])):
+        found[f"fig-curve-{index}"] = figures.curves_figure(safe["training"], key)
+    weights = safe["merge_weights"]
+    if weights and weights["parts"]:
+        for index, target in enumerate(weights["targets"]):
+            found[f"fig-weights-{index}"] = figures.weights_figure(weights["parts"], target)
+    return found
+
+
+def curve_keys(training: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+    """The quantities worth a plot: losses and bits per byte, in the order in which they were logged."""
+    keys = dict.fromkeys(key for points in training.values() for point in points for key in point)
+    return [key for key in keys if any(word in key for word in ("loss", "bits_per_byte", "learning_rate"))]
+
+
+def _best_by_column(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {domain: min(by_domain[domain] for by_domain in rates.values()) for domain in rates["pivot"]}
+
+
+def _embed(data: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Nothing is loaded, and only these scripts run."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["curve_keys"] = curve_keys
+    environment.filters["pretty_json"] = lambda data: json.dumps(data, indent=1, ensure_ascii=False)
+    return environment
+
+
+@lru_cache
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

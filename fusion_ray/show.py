@@ -1,0 +1,187 @@
+"""The report in the terminal: one run, or two side by side. Reads report.json; computes only what compares runs."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fusion_ray.algorithms.evaluate.bootstrap import compare_models, resample_rates
+from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
+from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
+from fusion_ray.storage.filesystem import exists, join, read_bytes
+
+_MOST_DOMAINS = 8
+_VERDICT_STYLES = {True: "bold green", False: "bold red", None: "bold yellow"}
+
+
+def read_report(run_folder: str) -> dict[str, Any]:
+    """Read the report of a finished run.
+
+    Args:
+        run_folder: The run's folder, such as `runs/demo`, or its `6_report` folder.
+
+    Raises:
+        MissingArtifactError: The run has no finished report.
+        CorruptArtifactError: report.json is not a report.
+    """
+    uri = join(_report_folder(run_folder), "report.json")
+    try:
+        report = json.loads(read_bytes(uri))
+        if "bits_per_byte" not in report or "verdict" not in report:
+            raise ValueError("no bits_per_byte and verdict in it")
+    except (ValueError, TypeError) as error:
+        raise CorruptArtifactError(f"{uri}: not a report ({error}). Delete it and run the recipe again.") from error
+    return dict(report)
+
+
+def _report_folder(run_folder: str) -> str:
+    for folder in (join(run_folder, "6_report"), run_folder):
+        if exists(join(folder, "report.json")) and exists(join(folder, "MANIFEST.json")):
+            return folder
+    raise MissingArtifactError(
+        f"{run_folder}: no finished report there. Expected a run's folder such as runs/demo; `fusion-ray run` makes it."
+    )
+
+
+def report_tables(*runs: str) -> list[RenderableType]:
+    """What the terminal shows of one run: scores, differences and verdict; or of two runs: what changed.
+
+    Raises:
+        ArtifactError: A run has no readable report.
+    """
+    if len(runs) == 1:
+        report = read_report(runs[0])
+        return [scores_table(report), Text(), differences_table(report), Text(), *verdict_lines(report)]
+    first, second = (read_report(run) for run in runs)
+    return [_models_table(first, second, runs), Text(), *_compare_merged(runs, first, second)]
+
+
+# --- one run ---------------------------------------------------------------------------------------------------
+
+
+def scores_table(report: dict[str, Any]) -> Table:
+    """Held-out bits per byte of every model, by domain and overall; the best of every column in bold."""
+    rates = report["bits_per_byte"]
+    domains = [domain for domain in rates["pivot"] if domain != OVERALL]
+    shown = sorted(sorted(domains, key=lambda d: -report["heldout"]["bytes_by_domain"][d])[:_MOST_DOMAINS])
+    left = f"; {len(domains) - len(shown)} smaller domains are in report.json" if len(shown) < len(domains) else ""
+    heldout = report["heldout"]
+    title = (
+        f"{report['name']}: held-out bits per byte, {heldout['documents']} documents, {heldout['bytes']:,} bytes; "
+        f"lower is better{left}"
+    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for domain in [*shown, OVERALL]:
+        table.add_column(Text(domain), justify="right", no_wrap=True)
+    table.add_column("recovered", justify="right", no_wrap=True)
+    best = {domain: min(by_domain[domain] for by_domain in rates.values()) for domain in [*shown, OVERALL]}
+    for model, by_domain in rates.items():
+        cells = [_number(by_domain[domain], best[domain]) for domain in [*shown, OVERALL]]
+        share = report["oracle"]["recovered_share"].get(model, {}).get(OVERALL)
+        table.add_row(Text(model), *cells, "" if share is None else f"{share:.0%}")
+    oracle = report["oracle"]["bits_per_byte"]
+    table.add_row(
+        Text("oracle", style="dim"),
+        *(Text(f"{oracle[d]:.3f}", style="dim") for d in [*shown, OVERALL]),
+        Text("100%", style="dim"),
+    )
+    return table
+
+
+def _number(value: float, best: float) -> Text:
+    return Text(f"{value:.3f}", style="bold" if value == best else "")
+
+
+def differences_table(report: dict[str, Any]) -> Table:
+    """Overall differences with their intervals; below 0 the first model is better."""
+    table = Table(
+        title=f"differences overall, 95 % intervals over documents ({report['bootstrap']:,} draws)",
+        title_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("first - second", no_wrap=True)
+    for column in ("bits per byte", "95 % interval", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pair, by_domain in report["differences"].items():
+        table.add_row(Text(pair), *_difference_cells(by_domain[OVERALL]))
+    return table
+
+
+def _difference_cells(found: dict[str, float]) -> list[Text]:
+    style = "green" if found["high"] < 0 else "red" if found["low"] > 0 else ""
+    p_value = "<0.001" if found["p_value"] < 0.001 else f"{found['p_value']:.3f}"
+    interval = f"[{found['low']:+.4f}, {found['high']:+.4f}]"
+    return [Text(f"{found['value']:+.4f}", style=style), Text(interval), Text(p_value)]
+
+
+def verdict_lines(report: dict[str, Any]) -> list[Text]:
+    """The verdict and what to beware of."""
+    verdict = report["verdict"]
+    lines = [Text(verdict["text"], style=_VERDICT_STYLES[verdict["helped"]])]
+    lines += [Text(note) for note in verdict["notes"]]
+    if report["heldout"]["left_out"]:
+        lines.append(
+            Text(f"{len(report['heldout']['left_out'])} held-out chats were left out: not scored by every model.")
+        )
+    if report["remote_code"]:
+        lines.append(Text("Remote code was allowed for a model of this run.", style="yellow"))
+    return lines
+
+
+# --- two runs --------------------------------------------------------------------------------------------------
+
+
+def _models_table(first: dict[str, Any], second: dict[str, Any], runs: tuple[str, ...]) -> Table:
+    table = Table(
+        title="overall held-out bits per byte; lower is better", title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("model", no_wrap=True)
+    for run in runs:
+        table.add_column(Text(run), justify="right")
+    table.add_column("second - first", justify="right")
+    for model in dict.fromkeys([*first["bits_per_byte"], *second["bits_per_byte"]]):
+        values = [report["bits_per_byte"].get(model, {}).get(OVERALL) for report in (first, second)]
+        known = [value for value in values if value is not None]
+        cells = [Text("") if value is None else _number(value, min(known)) for value in values]
+        change = Text(f"{known[1] - known[0]:+.4f}") if len(known) == 2 else Text("")
+        table.add_row(Text(model), *cells, change)
+    return table
+
+
+def _compare_merged(runs: tuple[str, ...], first: dict[str, Any], second: dict[str, Any]) -> list[RenderableType]:
+    """The two merged models by domain, with intervals where both runs hold out the same documents."""
+    scores = _same_documents(runs)
+    if scores is None:
+        return [
+            Text("The runs hold out different documents: their numbers do not compare.", style="bold yellow"),
+            *(Text(f"{run}: {report['verdict']['text']}") for run, report in zip(runs, (first, second), strict=True)),
+        ]
+    draws, seed = first["bootstrap"], first["seed"]
+    rates, resamples = measure_rates(scores), resample_rates(scores, draws, seed)
+    table = Table(title="merged, second - first, 95 % intervals", title_justify="left", box=None, pad_edge=False)
+    table.add_column("domain", no_wrap=True)
+    for column in ("bits per byte", "95 % interval", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for domain in rates["first"]:
+        value = rates["second"][domain] - rates["first"][domain]
+        found = compare_models(resamples, "second", "first", domain, value)._asdict()
+        table.add_row(Text(domain), *_difference_cells(found))
+    return [table]
+
+
+def _same_documents(runs: tuple[str, ...]) -> Scores | None:
+    """Both merged models' scores of the held-out documents, or None where the runs hold out others."""
+    tables = [
+        pq.read_table(io.BytesIO(read_bytes(join(_report_folder(run), "documents.parquet")))).sort_by("id")
+        for run in runs
+    ]
+    if any(not tables[0][column].equals(tables[1][column]) for column in ("id", "domain", "n_bytes")):
+        return None
+    nll = np.array([table["merged"].to_numpy() for table in tables])
+    domains = np.array(tables[0]["domain"].to_pylist(), dtype=object)
+    return Scores(("first", "second"), nll, tables[0]["n_bytes"].to_numpy(), domains)

@@ -1,0 +1,59 @@
+"""The stage report over a run of tiny real models."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_run import HOSTILE, make_run
+
+from fusion_ray import pipeline
+from fusion_ray.recipe import Recipe
+from fusion_ray.show import read_report
+from fusion_ray.storage.artifacts import read_manifest
+from fusion_ray.storage.shards import read_shard
+
+# Ray sets its own deprecated options while it makes its defaults.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    recipe = make_run(tmp_path_factory.mktemp("run"))
+    pipeline.run(recipe)
+    return recipe
+
+
+def test_every_model_of_the_run_has_a_score_in_every_domain(run: Recipe) -> None:
+    report = read_report(run.folder)
+    assert list(report["bits_per_byte"]) == ["pivot", "source:math", "sft", "target:math", "merged"]
+    for by_domain in report["bits_per_byte"].values():
+        assert by_domain.keys() == {"<b>sums</b>", "code", "overall"}
+        assert by_domain["overall"] == pytest.approx((by_domain["<b>sums</b>"] + by_domain["code"]) / 2)
+
+
+def test_the_pivots_score_is_the_one_its_distributions_shards_say(run: Recipe) -> None:
+    artifacts = {str(artifact): artifact for artifact in pipeline.graph(run)}
+    scored = artifacts["distributions/pivot"]
+    tables = [read_shard(scored.folder, shard) for shard in read_manifest(scored.folder).shards_of("heldout")]
+    nats = -sum(value for table in tables for row in table["real_logprobs"].to_pylist() for value in row)
+    n_bytes = sum(sum(table["n_bytes"].to_pylist()) for table in tables)
+    report = read_report(run.folder)
+    assert report["heldout"]["bytes"] == n_bytes
+    assert report["bits_per_byte_micro"]["pivot"] == pytest.approx(nats / 0.6931471805599453 / n_bytes)
+
+
+def test_text_of_the_corpus_cannot_run_in_the_page(run: Recipe) -> None:
+    page = (Path(run.folder) / "6_report" / "report.html").read_text()
+    assert "<b>sums</b>" not in page
+    assert HOSTILE[:20] not in page
+    assert "Content-Security-Policy" in page
+
+
+def test_scores_that_are_on_disk_are_not_computed_again(run: Recipe) -> None:
+    folder = Path(run.folder) / "6_report"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("scores/**/*.parquet")}
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "MANIFEST.json").unlink()
+    pipeline.run(run)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("scores/**/*.parquet")}
+    assert json.loads((folder / "report.json").read_text())["bits_per_byte"] == report["bits_per_byte"]

@@ -1,0 +1,206 @@
+"""Report parts on small inputs: choices, weights, curves, page, terminal."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from fusion_ray.algorithms.evaluate.calibration import bin_confidences
+from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from fusion_ray.reporting.choices import count_choices, sum_choices
+from fusion_ray.reporting.heldout import HeldOut, documents_table
+from fusion_ray.reporting.history import read_curve
+from fusion_ray.reporting.numbers import derive_seed, differences_to_report, measure
+from fusion_ray.reporting.page import render_page
+from fusion_ray.reporting.weights import weights_by_part
+from fusion_ray.show import read_report, report_tables
+
+MODELS = ("pivot", "source:math", "sft", "target:math", "merged")
+EVIL = "<img src=x onerror=alert(1)>[bold]</script>"
+
+
+def _heldout(steps: tuple[float, ...] = (0.0, -0.3, -0.1, -0.15, -0.2), n: int = 80, seed: int = 0) -> HeldOut:
+    rng = np.random.default_rng(seed)
+    bytes_N = rng.integers(40, 200, n)
+    rates_MN = rng.uniform(1, 3, n) + np.array(steps)[:, None] + rng.normal(0, 0.02, (len(steps), n))
+    domains_N = np.array([EVIL if row % 2 else "code" for row in range(n)], dtype=object)
+    bins = bin_confidences(rng.uniform(0, 1, 100), rng.uniform(0, 1, 100) < 0.5)
+    scores = Scores(MODELS, rates_MN * bytes_N * math.log(2), bytes_N, domains_N)
+    return HeldOut(scores, tuple(f"id{i}" for i in range(n)), {"left": "no answer"}, dict.fromkeys(MODELS, bins))
+
+
+def _report(heldout: HeldOut | None = None) -> dict[str, Any]:
+    """A report.json without a run behind it."""
+    heldout = heldout or _heldout()
+    stage = {"stage": "fused", "name": "math", "seconds": 2.0, "rows": 9, "bytes": 10, "fingerprint": "ab", "facts": {}}
+    return measure(heldout, 100, 0) | {
+        "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
+        "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},
+        "stages": [stage], "alignment": {"math": {"math": {"positions": 3, "violation_nats": 1e-6}}},
+        "training": {"math": [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]},
+        "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
+        "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
+        "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
+    }  # fmt: skip
+
+
+def _save(folder: Path, heldout: HeldOut) -> str:
+    place = folder / "6_report"
+    place.mkdir(parents=True)
+    (place / "report.json").write_text(json.dumps(_report(heldout), allow_nan=False))
+    pq.write_table(documents_table(heldout), place / "documents.parquet")
+    (place / "MANIFEST.json").write_text("{}")
+    return str(folder)
+
+
+def _text(*runs: str) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    for renderable in report_tables(*runs):
+        console.print(renderable)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_gain_is_found_and_measured() -> None:
+    report = measure(_heldout(), 500, 0)
+    found = report["differences"]["merged - sft"]["overall"]
+    assert found["low"] < -0.1 < found["high"] + 0.02
+    assert found["high"] < 0
+    assert report["verdict"]["helped"] is True
+    assert report["oracle"]["recovered_share"]["merged"]["overall"] == pytest.approx(2 / 3, abs=0.05)
+    assert report["oracle"]["chosen"]["code"] == {"pivot": 0, "source:math": 40}
+
+
+def test_a_planted_failure_is_called_a_failure() -> None:
+    report = measure(_heldout(steps=(0.0, 2.0, -0.1, -0.1, -0.1)), 500, 0)
+    assert report["verdict"]["helped"] is False
+    assert report["verdict"]["text"].startswith("Fusion did not help")
+    assert report["oracle"]["recovered_share"]["merged"]["overall"] is None
+
+
+def test_no_scored_document_is_an_error_that_says_why() -> None:
+    empty = Scores(MODELS, np.empty((5, 0)), np.empty(0, dtype=np.int64), np.empty(0, dtype=object))
+    with pytest.raises(ArtifactError, match="no answer"):
+        measure(HeldOut(empty, (), {"x": "no answer"}, {}), 100, 0)
+
+
+def test_every_difference_answers_a_question() -> None:
+    assert differences_to_report(MODELS) == [
+        ("merged", "sft"), ("merged", "pivot"), ("sft", "pivot"), ("target:math", "sft"), ("merged", "target:math"),
+    ]  # fmt: skip
+    assert ("target:math", "pivot") in differences_to_report(["pivot", "target:math", "merged"])
+
+
+def test_uses_of_a_seed_differ_by_name() -> None:
+    assert derive_seed(0, "a") != derive_seed(0, "b")
+    assert derive_seed(0, "a") == derive_seed(0, "a")
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+def test_choices_are_counted_by_row_and_by_position() -> None:
+    chosen = pa.array([[0, 0, 1], [1, 1], None, [-1]], pa.list_(pa.int8()))
+    table = pa.table({"domain": ["a", "a", "a", None], "chosen": chosen})
+    counts = sum_choices([count_choices(table, ["pivot", "math"])] * 2)
+    assert counts["a"]["rows"] == {"gold only": 0, "pivot": 2, "math": 2}
+    assert counts["a"]["positions"] == {"gold only": 0, "pivot": 4, "math": 6}
+    assert counts["(no domain)"]["rows"]["gold only"] == 2
+
+
+def test_weights_are_means_over_the_tensors_of_a_part() -> None:
+    tensors = {
+        "model.embed_tokens.weight": {"x": 0.5, "y": 0.5},
+        "model.layers.10.mlp.up_proj.weight": {"x": 0.2, "y": 0.8},
+        "model.layers.10.mlp.down_proj.weight": {"x": 0.4, "y": 0.6},
+        "model.layers.2.self_attn.q_proj.weight": {"x": 1.0, "y": 0.0},
+        "model.norm.weight": None,
+    }
+    found = weights_by_part({"method": "varm", "tensors": tensors})
+    assert [(part["layer"], part["module"]) for part in found["parts"]] == [
+        ("outside layers", "embed_tokens"), ("2", "self_attn"), ("10", "mlp"),
+    ]  # fmt: skip
+    assert found["parts"][2]["weights"] == pytest.approx({"x": 0.3, "y": 0.7})
+    assert found["without_weights"] == ["model.norm.weight"]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    points = read_curve(str(tmp_path))
+    assert len(points) <= 400
+    assert points[-1]["step"] == 1000
+    (tmp_path / "metrics.jsonl").write_text("{}\n[1")
+    with pytest.raises(CorruptArtifactError, match="line 2"):
+        read_curve(str(tmp_path))
+
+
+# --- page ------------------------------------------------------------------------------------------------------
+
+
+def test_hostile_names_stay_text_in_the_page() -> None:
+    page = render_page(_report())
+    assert EVIL not in page
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+
+
+def test_the_page_loads_nothing_and_lets_no_other_script_run() -> None:
+    page = render_page(_report())
+    head = page[: page.index("<style>")]
+    assert "default-src &#39;none&#39;" in head or "default-src 'none'" in head
+    assert "unsafe-inline" not in head.partition("script-src")[2].partition(";")[0]
+    assert 'src="http' not in page
+    assert "<link" not in page
+
+
+def test_every_plot_of_the_page_has_its_place() -> None:
+    page = render_page(_report())
+    figures = json.loads(page.partition('id="figures">')[2].partition("</script>")[0])
+    assert len(figures) >= 8
+    for name in figures:
+        assert f'id="{name}"' in page
+
+
+# --- terminal --------------------------------------------------------------------------------------------------
+
+
+def test_show_prints_every_model_and_the_verdict(tmp_path: Path) -> None:
+    text = _text(_save(tmp_path, _heldout()))
+    for model in MODELS:
+        assert model in text
+    assert "Fusion helped" in text
+    assert "merged - sft" in text
+    assert "[bold]" in text, "text of the corpus is no markup"
+
+
+def test_show_compares_two_runs_by_document(tmp_path: Path) -> None:
+    first = _save(tmp_path / "a", _heldout())
+    second = _save(tmp_path / "b", _heldout(steps=(0.0, -0.3, -0.1, -0.15, -0.1)))
+    text = _text(first, second)
+    assert "second - first" in text
+    assert "+0.1" in text
+
+
+def test_show_says_when_two_runs_hold_out_different_documents(tmp_path: Path) -> None:
+    text = _text(_save(tmp_path / "a", _heldout()), _save(tmp_path / "b", _heldout(n=60)))
+    assert "do not compare" in text
+
+
+def test_a_run_without_a_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifactError, match="fusion-ray run"):
+        read_report(str(tmp_path))
+    folder = Path(_save(tmp_path / "a", _heldout()))
+    (folder / "6_report" / "report.json").write_text("[]")
+    with pytest.raises(CorruptArtifactError, match="not a report"):
+        read_report(str(folder))
