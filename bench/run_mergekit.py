@@ -22,11 +22,15 @@ def main() -> None:
     pairs = list(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     for config, out in pairs:
         started = time.perf_counter()
-        parsed = MergeConfiguration.model_validate(yaml.safe_load(Path(config).read_text()))
-        run_merge(parsed, out, MergeOptions(quiet=True, device="cpu", random_seed=0))
+        error = None
+        try:
+            parsed = MergeConfiguration.model_validate(yaml.safe_load(Path(config).read_text()))
+            run_merge(parsed, out, MergeOptions(quiet=True, device="cpu", random_seed=0))
+        except Exception as failure:  # One merge that mergekit cannot do must not hide the others.
+            error = f"{type(failure).__name__}: {failure}"
         usage = resource.getrusage(resource.RUSAGE_SELF)
         report = {"config": config, "seconds": time.perf_counter() - started, "cpu": usage.ru_utime + usage.ru_stime}
-        print(json.dumps(report), flush=True)
+        print(json.dumps(report | {"peak_kib": usage.ru_maxrss, "error": error}), flush=True)
 
 
 if __name__ == "__main__":
