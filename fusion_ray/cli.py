@@ -116,6 +116,21 @@ def _show(*runs: str) -> None:
 
 
 @app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="mergekit YAML.", metavar="CONFIG")],
+    output: Annotated[Path, typer.Argument(help="Folder of the merged model.", metavar="OUT")],
+    seed: Annotated[int, typer.Option(help="Seed of the random methods (dare, della).")] = 0,
+) -> None:
+    """Merge models by a mergekit YAML, without Ray."""
+    from fusion_ray.merging.from_yaml import merge_from_yaml
+    from fusion_ray.terminal import live_progress
+
+    with live_progress(out) as tell:
+        merge_from_yaml(config, str(output), seed=seed, tell=tell)
+    out.print(f"Wrote {output}")
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: versions, devices, engines, memory, disk."""
     from fusion_ray.doctor import examine

@@ -1,0 +1,131 @@
+"""The tiny recipe whole on local Ray: everything it promises to leave behind, and again after kill -9 in each stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from toys import Toys, make_toys
+
+from fusion_ray import pipeline
+from fusion_ray.recipe import Recipe, load_recipe
+from fusion_ray.storage.artifacts import read_manifest
+from fusion_ray.storage.shards import read_shard
+
+_CONTENT = ("*.parquet", "*.safetensors", "weights.json")
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    return make_toys(tmp_path_factory.mktemp("toys"))
+
+
+@pytest.fixture(scope="module")
+def finished(toys: Toys) -> Iterator[Recipe]:
+    """The undisturbed run."""
+    pipeline.run(toys.recipe)
+    yield toys.recipe
+    ray.shutdown()
+
+
+def states(recipe: Recipe) -> dict[str, str]:
+    return {str(status.artifact): status.state for status in pipeline.plan(recipe)}
+
+
+def test_a_run_leaves_every_artifact_done_and_a_second_run_makes_nothing(finished: Recipe) -> None:
+    assert set(states(finished).values()) == {"done"}
+    before = {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
+    pipeline.run(finished)
+    assert before == {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
+
+
+def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished: Recipe) -> None:
+    artifacts = {str(artifact): artifact for artifact in pipeline.graph(finished)}
+    corpus = artifacts["corpus"]
+    for name in ("distributions/pivot", "distributions/code", "fused/reference"):
+        folder = artifacts[name].folder
+        manifest = read_manifest(folder)
+        theirs = {shard.path: shard for shard in manifest.shards}
+        for shard in read_manifest(corpus.folder).shards_of("train"):
+            expected = read_shard(corpus.folder, shard, ["id"])
+            assert read_shard(folder, theirs[shard.path], ["id"]).equals(expected)
+
+
+def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:
+    report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
+    scores = report["bits_per_byte"]
+    models = {"pivot", "sft", "merged"} | {f"{kind}:{s.name}" for kind in ("source", "target") for s in finished.sources}
+    assert models <= set(scores)
+    for model in models:
+        assert set(scores[model]) == {"code", "reference", "conversation", "overall"}
+        assert all(0.1 < value < 20 for value in scores[model].values())
+    assert scores["sft"]["overall"] < scores["pivot"]["overall"]
+
+
+def test_the_merged_folder_loads_in_transformers_and_generates(finished: Recipe) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(finished.folder, "5_merged")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert output.shape[1] > prompt["input_ids"].shape[1]
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "README.md", "weights.json"):
+        assert (folder / name).is_file()
+
+
+def test_one_more_source_leaves_all_other_targets_as_they_are(finished: Recipe, toys: Toys) -> None:
+    data = finished.model_dump(mode="json")
+    data["sources"].append({"name": "second", "model": data["sources"][0]["model"]})
+    path = toys.folder / "more.json"
+    path.write_text(json.dumps(data))
+    todo = {name for name, state in states(load_recipe(path)).items() if state != "done"}
+    assert todo == {"distributions/second", "fused/second", "targets/second", "merged", "report"}
+
+
+def test_a_changed_setting_makes_stale_what_depends_on_it_and_says_why(toys: Toys, finished: Recipe) -> None:
+    changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", "targets.learning_rate=0.002"))
+    stale = {str(status.artifact): status.why for status in pipeline.plan(changed) if status.state == "stale"}
+    assert stale["targets/sft"] == "learning_rate was 0.001, is 0.002"
+    assert set(stale) == {"targets/code", "targets/reference", "targets/conversation", "targets/sft", "merged", "report"}
+
+
+def test_more_actors_make_nothing_stale(toys: Toys, finished: Recipe) -> None:
+    changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", "distributions.actors.max=4", "targets.retries=1"))
+    assert set(states(changed).values()) == {"done"}
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(toys: Toys, finished: Recipe, tmp_path: Path) -> None:
+    again = ["--set", f"runs={tmp_path}"]
+    command = [sys.executable, "-m", "fusion_ray", "run", str(toys.recipe_path), *again]
+    ray.shutdown()
+    for stage in pipeline.STAGES:
+        assert _kill_in(stage, command), f"the run ended before stage {stage} could be killed"
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    killed = _content(tmp_path / finished.name)
+    assert killed == _content(Path(finished.folder))
+    assert len(killed) > 20
+
+
+def _kill_in(stage: str, command: list[str]) -> bool:
+    """Start the run, and kill -9 it with all its processes once it reports from the stage; False if it never did."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, bufsize=1)
+    assert process.stdout is not None
+    reached = any(line.split("s  ", 1)[-1].startswith(stage) and "done before" not in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return reached
+
+
+def _content(run: Path) -> dict[str, bytes]:
+    files = sorted(path for pattern in _CONTENT for path in run.rglob(pattern))
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
