@@ -82,7 +82,7 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     """
     data = describe(tokenizer)
     model = data["model"]
-    known = _pairs(model["vocab"])
+    known = list_tokens(data)
     added = {item["id"]: item for item in data["added_tokens"]}
     unknown = _unknown_token(model, known)
     read = _reader(data)
@@ -120,6 +120,19 @@ def describe(tokenizer: Any) -> dict[str, Any]:
     return data
 
 
+def list_tokens(data: dict[str, Any]) -> list[tuple[str, int]]:
+    """Every token of the model's own vocabulary, as written, with its id."""
+    vocabulary = data["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        return list(vocabulary.items())
+    return [(token, token_id) for token_id, (token, _) in enumerate(vocabulary)]  # Unigram: [token, score]
+
+
+def find_marker(data: dict[str, Any]) -> str:
+    """What a vocabulary writes for the space before a word: `Ġ` in byte-level ones, `▁` in most others, or nothing."""
+    return "Ġ" if _is_byte_level(data) else _marker(data) or ""
+
+
 def byte_alphabet() -> dict[str, int]:
     """The characters that byte-level BPE writes bytes with.
 
@@ -129,12 +142,6 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _pairs(vocabulary: Any) -> list[tuple[str, int]]:
-    if isinstance(vocabulary, dict):
-        return list(vocabulary.items())
-    return [(token, token_id) for token_id, (token, _) in enumerate(vocabulary)]  # Unigram: [token, score]
 
 
 def _unknown_token(model: dict[str, Any], known: list[tuple[str, int]]) -> set[int]:
