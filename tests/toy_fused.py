@@ -15,6 +15,7 @@ SCHEMA = pa.schema(
         ("topk_ids", pa.list_(pa.int32())),
         ("topk_logprobs", pa.list_(pa.float32())),
         ("bits_per_byte", pa.list_(pa.float32())),
+        ("n_bytes", pa.int32()),
         ("reason", pa.string()),
     ]
 )
@@ -54,6 +55,7 @@ def _row(random: np.random.Generator, number: int, vocabulary: int, k: int, long
         "real_logprobs": np.full(n, np.log(0.6)),
         "topk_ids": others_TK.ravel(),
         "topk_logprobs": logprobs_TK.ravel(),
-        "bits_per_byte": [n * -np.log2(0.6) / (3 * n), 1.0],
+        "bits_per_byte": [-np.log2(0.6) / 3, 1.0],
+        "n_bytes": 3 * n,
         "reason": None,
     }

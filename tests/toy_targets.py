@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from toy_fused import toy_fused
 from toy_models import byte_level_tokenizer, save_toy
 
@@ -51,22 +50,16 @@ def toy_artifacts(recipe: Recipe, names: tuple[str, ...], vocabulary: int = 280)
 def _artifact(recipe: Recipe, name: str, vocabulary: int) -> Artifact:
     models = {"pivot": find_model(recipe.pivot.model)}
     source = name if name not in ("sft", "self", "shuffled") else "math"
-    fused = Artifact("fused", source, f"{recipe.folder}/3_fused/{source}", {}, {}, models)
     pivot = Artifact("distributions", "pivot", f"{recipe.folder}/2_distributions/pivot", {})
+    fused = Artifact("fused", source, f"{recipe.folder}/3_fused/{source}", {}, {"pivot": pivot}, models)
     for artifact in (fused, pivot):
         records = []
         for number, split in enumerate(("train", "train", "validation")):
             # The pivot's distributions are of the same tokens: only the kept log-probabilities differ.
             table = toy_fused(16, vocabulary=vocabulary, seed=number)
-            if artifact is pivot:
-                table = table.drop_columns(["chosen", "domain", "bits_per_byte"])
+            table = table.drop_columns(["chosen", "domain", "bits_per_byte"] if artifact is pivot else ["n_bytes"])
             records.append(write_shard(artifact.folder, f"{split}/{number:05d}.parquet", table, artifact.fingerprint))
         write_manifest(artifact, seconds=0, shards=records)
     inputs = {"fused": fused} if name in ("math", "code") else {"fused": fused, "pivot": pivot}
     settings = recipe.targets.model_dump(mode="json") | {"seed": recipe.seed}
     return Artifact("targets", name, f"{recipe.folder}/4_targets/{name}", settings, inputs, models)
-
-
-def kept_tokens(table: pa.Table) -> list[list[int]]:
-    """The kept ids of every row."""
-    return [row for row in table["topk_ids"].to_pylist() if row is not None]

@@ -24,7 +24,7 @@ def as_self(fused: pa.Table, pivot: pa.Table) -> pa.Table:
     Raises:
         CorruptArtifactError: The two tables do not hold the same answer tokens.
     """
-    ours, theirs = (pc.list_value_length(table["real_logprobs"]) for table in (fused, pivot))
+    ours, theirs = pc.list_value_length(fused["chosen"]), pc.list_value_length(pivot["real_logprobs"])
     usable = fused["reason"].is_null()
     if fused["id"] != pivot["id"] or not pc.all(pc.equal(ours, theirs).filter(usable), min_count=0).as_py():
         raise CorruptArtifactError(

@@ -13,8 +13,8 @@ from fusion_ray.algorithms.fuse.soft_target import GOLD_ONLY, SoftTarget, gold_t
 from fusion_ray.errors import CorruptArtifactError, RecipeError
 from fusion_ray.recipe import Targets
 
-COLUMNS = ["id", "domain", "input_ids", "turn_starts", "turn_lengths", "chosen", "real_logprobs", "topk_ids",
-           "topk_logprobs", "bits_per_byte", "reason"]  # fmt: skip
+COLUMNS = ["id", "domain", "input_ids", "turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs",
+           "bits_per_byte", "reason"]  # fmt: skip
 
 
 class TrainingRow(NamedTuple):
@@ -180,6 +180,7 @@ class _Shard:
         self.ids = [str(id_) for id_ in table["id"].to_pylist()]
         usable = table["reason"].is_null().to_pylist() if "reason" in table.column_names else [True] * len(self.ids)
         self.usable = usable
+        self.n_bytes = table["n_bytes"].to_pylist() if "n_bytes" in table.column_names else [0] * len(self.ids)
         self.lists = {name: _lists_of(table[name]) for name in _LISTS if name in table.column_names}
 
     def length(self, row: int) -> int:
@@ -203,17 +204,10 @@ class _Shard:
         return ids.reshape(n, -1), logprobs.reshape(n, -1)
 
     def answer_bytes(self, row: int) -> int:
-        # The fused set keeps the pivot's bits per byte and its nll, which together give the bytes exactly.
-        if "bits_per_byte" not in self.lists or "real_logprobs" not in self.lists:
-            return 0
-        bits_per_byte = self.lists["bits_per_byte"][row]
-        nll_nats = -float(self.lists["real_logprobs"][row].astype(np.float64).sum())
-        if len(bits_per_byte) == 0 or not np.isfinite(bits_per_byte[0]) or bits_per_byte[0] <= 0:
-            return 0
-        return round(nll_nats / np.log(2.0) / float(bits_per_byte[0]))
+        return self.n_bytes[row] or 0
 
 
-_OPTIONAL = {"domain", "bits_per_byte", "real_logprobs", "reason"}
+_OPTIONAL = {"domain", "bits_per_byte", "reason"}
 _LISTS = [name for name in COLUMNS if name not in ("id", "domain", "reason")]
 
 

@@ -8,17 +8,20 @@ checkpoint. Checkpoints lie in the hidden folder `.training` beside the model, a
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from fusion_ray.errors import ClusterError, EngineError, FusionRayError, StaleArtifactError
-from fusion_ray.progress import Progress, Tell
+from fusion_ray.progress import Tell
 from fusion_ray.recipe import Recipe, Targets
 from fusion_ray.stages import cluster
+from fusion_ray.stages.board import open_board, read_board
 from fusion_ray.stages.training_worker import TargetTask, train_worker
 from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
@@ -33,23 +36,22 @@ def build_targets(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None
     A target that fails leaves the others alone; what is wrong is raised once all have ended.
 
     Raises:
-        ClusterError: The cluster can never hold one target's workers, or did not start them in time.
+        ClusterError: The cluster can never hold one target's workers, or did not have room in time.
         FusionRayError: A target failed; the message says which, why, and how to go on.
     """
     settings = recipe.targets
     _require_room(settings)
     for artifact in artifacts:
         _check_pivot(artifact)
-    errors: dict[str, FusionRayError] = {}
+    board = open_board()
     with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
-        futures = {artifact.name: pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts}
-        for name, future in futures.items():
-            try:
-                future.result()
-            except FusionRayError as error:
-                errors[name] = error
-    if errors:
-        raise _summary(errors, [artifact.name for artifact in artifacts])
+        running = {artifact.name: pool.submit(_build_one, recipe, artifact, board) for artifact in artifacts}
+        while wait(running.values(), timeout=_POLL_S).not_done:
+            read_board(board, tell)
+        read_board(board, tell)
+    failures = {name: error for name, future in running.items() if (error := future.exception())}
+    if failures:
+        raise _summary(failures, list(running))
 
 
 def _require_room(settings: Targets) -> None:
@@ -81,17 +83,14 @@ def _check_pivot(artifact: Artifact) -> None:
         )
 
 
-def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
+def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
     started = time.monotonic()
     _clear(artifact)
-    board = _Board.remote()  # type: ignore[attr-defined]
-    task = TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board)
-    outcome = _wait_for(_fit.remote(task), task, tell)
-    if "error" in outcome:
-        raise outcome["error"]
+    _wait_for_room(artifact, recipe.targets)
+    facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board))
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
-    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=outcome["facts"])
+    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
     delete(join(artifact.folder, WORKING))
 
 
@@ -111,34 +110,26 @@ def _run_name(artifact: Artifact) -> str:
     return f"{artifact.name}-{artifact.fingerprint[:8]}"
 
 
-def _wait_for(running: ray.ObjectRef, task: TargetTask, tell: Tell) -> dict[str, Any]:
-    """Pass on progress until the run ends; give up if its workers do not start in time."""
-    launched, heard = time.monotonic(), False
-    while True:
-        ended, _ = ray.wait([running], timeout=_POLL_S)
-        for progress in ray.get(task.board.take.remote()):
-            heard = True
-            tell(progress)
-        if ended:
-            break
-        if not heard and time.monotonic() - launched > task.settings.wait_s:
-            ray.cancel(running)
+def _wait_for_room(artifact: Artifact, settings: Targets) -> None:
+    """Return once the cluster could start the workers now; asking also makes an autoscaling cluster grow."""
+    group = placement_group([_resources(settings)] * settings.workers)
+    try:
+        if not group.wait(settings.wait_s):
             raise ClusterError(
-                f"{task.artifact}: its {task.settings.workers} workers did not start within {task.settings.wait_s:g} s "
+                f"{artifact}: no room for its {settings.workers} workers within {settings.wait_s:g} s "
                 "(targets.wait_s). Free or add nodes, or ask for fewer workers, and run again."
             )
-    try:
-        return ray.get(running)  # type: ignore[no-any-return]
-    except ray.exceptions.RayError as error:
-        raise ClusterError(
-            f"{task.artifact}: training ended before its time ({_first_line(error)}). Run again: it goes on from its "
-            "last checkpoint."
-        ) from error
+    finally:
+        remove_placement_group(group)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+def _resources(settings: Targets) -> dict[str, float]:
+    gpus = {"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}
+    return {"CPU": settings.cpus_per_worker} | gpus
+
+
 def _fit(task: TargetTask) -> dict[str, Any]:
-    """Drive one Ray Train run; takes no CPU itself."""
+    """Drive one Ray Train run to its end, through lost workers and nodes; returns what the manifest will say."""
     settings, folder = task.settings, locate(task.artifact.folder)
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
@@ -147,8 +138,7 @@ def _fit(task: TargetTask) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=bool(settings.gpus_per_worker),
-            resources_per_worker={"CPU": settings.cpus_per_worker}
-            | ({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+            resources_per_worker=_resources(settings),
         ),
         run_config=ray.train.RunConfig(
             name=_run_name(task.artifact),
@@ -162,46 +152,37 @@ def _fit(task: TargetTask) -> dict[str, Any]:
         ),
     )
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined, no-any-return]
-    except ray.train.TrainingFailedError as error:
-        return {"error": _explain(task, error)}
+        outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        raise _explain(task, error) from error
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["facts"]  # type: ignore[no-any-return]
 
 
 def _explain(task: TargetTask, error: Exception) -> EngineError:
     causes = getattr(error, "worker_failures", None) or {}
-    why = "; ".join(f"worker {rank}: {_first_line(cause)}" for rank, cause in causes.items()) or _first_line(error)
+    why = "; ".join(f"worker {rank}: {_last_line(cause)}" for rank, cause in causes.items()) or _last_line(error)
     return EngineError(
         f"{task.artifact}: training failed {task.settings.retries + 1} times ({why}). Its last checkpoint is kept in "
         f"{join(task.artifact.folder, WORKING)}; mend the cause and run again to go on from there."
     )
 
 
-def _summary(errors: dict[str, FusionRayError], names: list[str]) -> FusionRayError:
-    """One error for all failed targets, of the first one's kind."""
-    done = [name for name in names if name not in errors]
-    failed = " ".join(f"[{name}] {error}" for name, error in errors.items())
-    kind = type(next(iter(errors.values())))
+def _summary(failures: Mapping[str, BaseException], names: list[str]) -> BaseException:
+    """One error for all failed targets, of the first one's kind; a bug of ours is raised as it is."""
+    for failure in failures.values():
+        if not isinstance(failure, FusionRayError):
+            return failure
+    done = [name for name in names if name not in failures]
+    failed = " ".join(f"[{name}] {failure}" for name, failure in failures.items())
+    kind = type(next(iter(failures.values())))
     return kind(
-        f"{len(errors)} of {len(names)} targets failed: {failed} Done: {', '.join(done) or 'none'}. Run the same "
-        f"command again to make only {', '.join(errors)}."
+        f"{len(failures)} of {len(names)} targets failed: {failed} Done: {', '.join(done) or 'none'}. Run the same "
+        f"command again to make only {', '.join(failures)}."
     )
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """Where workers leave progress reports for the driver."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Progress] = []
-
-    def put(self, progress: Progress) -> None:
-        self.waiting.append(progress)
-
-    def take(self) -> list[Progress]:
-        taken, self.waiting = self.waiting, []
-        return taken

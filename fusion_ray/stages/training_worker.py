@@ -20,6 +20,7 @@ from fusion_ray.engines.training_data import COLUMNS, TrainingRows
 from fusion_ray.errors import FusionRayError
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import Targets
+from fusion_ray.stages.board import put_on
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.shards import read_shard
@@ -95,16 +96,19 @@ def read_rows(task: TargetTask, split: str) -> TrainingRows:
 
 def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
     fused, arm = task.artifact.inputs["fused"], task.artifact.name
-    pivot = task.artifact.inputs.get("pivot")
-    pivot_shards = {} if pivot is None else {record.path: record for record in read_manifest(pivot.folder).shards}
+    pivot = fused.inputs["pivot"]
+    pivot_shards = {record.path: record for record in read_manifest(pivot.folder).shards}
     for record in read_manifest(fused.folder).shards_of(split):
         table = read_shard(fused.folder, record, COLUMNS)
         if arm == "sft":
             table = as_sft(table)
-        elif arm == "self" and pivot is not None:
+        elif arm == "self":
             table = as_self(table, read_shard(pivot.folder, pivot_shards[record.path]))
         elif arm == "shuffled":
             table = as_shuffled(table, task.seed, record.path)
+        if split == "validation":  # Bits per byte need the bytes, which only the distributions know.
+            counted = read_shard(pivot.folder, pivot_shards[record.path], ["n_bytes"])
+            table = table.append_column("n_bytes", counted["n_bytes"])
         yield table
 
 
@@ -133,7 +137,7 @@ class _Teller:
 
     def tell(self, progress: Progress) -> None:
         if ray.train.get_context().get_world_rank() == 0:
-            self.task.board.put.remote(progress)
+            put_on(self.task.board, progress)
 
     def tell_step(self, line: StepReport) -> None:
         now = time.monotonic()

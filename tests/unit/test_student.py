@@ -84,9 +84,11 @@ def test_targets_stand_at_their_own_answer_tokens() -> None:
     assert ((batch.target.lambda_N == 1).numpy() == (chosen_N == -1)).all()
 
 
-def test_answer_bytes_come_back_from_bits_per_byte() -> None:
+def test_answer_bytes_are_known_only_for_whole_rows() -> None:
     rows = TrainingRows([toy_fused(8)], max_length=99)
     assert rows.answer_bytes(0) == 3 * rows.answers_N[0]
+    assert rows.answer_bytes(3) == 0, "unusable"
+    assert TrainingRows([toy_fused(8)], max_length=12).answer_bytes(0) == 0, "cut"
 
 
 def test_token_ids_of_another_vocabulary_are_refused() -> None:

@@ -1,0 +1,35 @@
+"""A place where workers leave progress reports for the driver; light, so that its process starts quickly."""
+
+from typing import Any
+
+import ray
+
+from fusion_ray.progress import Progress, Tell
+
+
+class _Board:
+    def __init__(self) -> None:
+        self.waiting: list[Progress] = []
+
+    def put(self, progress: Progress) -> None:
+        self.waiting.append(progress)
+
+    def take(self) -> list[Progress]:
+        taken, self.waiting = self.waiting, []
+        return taken
+
+
+def open_board() -> Any:
+    """Start a board; it goes with the last handle to it."""
+    return ray.remote(num_cpus=0)(_Board).remote()
+
+
+def put_on(board: Any, progress: Progress) -> None:
+    """Leave a report, without waiting."""
+    board.put.remote(progress)
+
+
+def read_board(board: Any, tell: Tell) -> None:
+    """Tell all reports that have come since the last reading."""
+    for progress in ray.get(board.take.remote()):
+        tell(progress)
