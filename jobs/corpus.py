@@ -1,4 +1,6 @@
-"""Give the chats ids, domains, splits and shards. Runs the stages before it where they are not done.
+"""Give the chats ids, domains, splits and shards.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/corpus.py jobs/recipes/demo.yaml
 

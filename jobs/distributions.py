@@ -1,4 +1,6 @@
-"""Score the corpus with the pivot and every source. Runs the stages before it where they are not done.
+"""Score the corpus with the pivot and every source.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/distributions.py jobs/recipes/demo.yaml
 

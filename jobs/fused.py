@@ -1,4 +1,6 @@
-"""Align every source to the pivot and choose who teaches. Runs the stages before it where they are not done.
+"""Align every source to the pivot and choose who teaches.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/fused.py jobs/recipes/demo.yaml
 

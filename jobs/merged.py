@@ -1,4 +1,6 @@
-"""Merge the targets into one model. Runs the stages before it where they are not done.
+"""Merge the targets into one model.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/merged.py jobs/recipes/demo.yaml
 

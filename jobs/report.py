@@ -1,4 +1,6 @@
-"""Measure the held-out bits per byte of every model and write the report. Runs the stages before it where they are not done.
+"""Measure the held-out bits per byte of every model and write the report.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/report.py jobs/recipes/demo.yaml
 

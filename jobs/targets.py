@@ -1,4 +1,6 @@
-"""Fine-tune the pivot into one target for each source, and the control arms. Runs the stages before it where they are not done.
+"""Fine-tune the pivot into one target for each source, and the control arms.
+
+Runs the stages before it where they are not done.
 
     ray job submit --working-dir . -- python jobs/targets.py jobs/recipes/demo.yaml
 

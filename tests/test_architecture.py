@@ -1,0 +1,98 @@
+"""Guards of taste: sizes, docstrings, light imports, errors that travel, recipes and documents that are true."""
+
+import ast
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusion_ray import errors
+from fusion_ray.recipe import load_recipe, parse_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "fusion_ray").rglob("*.py"))
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HEAVY = {"torch", "ray", "vllm", "transformers", "deepspeed"}
+
+
+def error_classes() -> list[type[errors.FusionRayError]]:
+    return [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FusionRayError)
+    ]
+
+
+@pytest.mark.parametrize("kind", error_classes())
+def test_every_error_survives_pickling_and_has_an_exit_code(kind: type[errors.FusionRayError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("what, where, what to do")))
+    assert type(copy) is kind
+    assert str(copy) == "what, where, what to do"
+    assert kind.exit_code in range(1, 7)
+    assert "__init__" not in vars(kind)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_and_its_functions_are_short_and_say_what_they_are_for(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(tree), "a module begins with what it is for"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 61, f"{node.name} is longer than 60 lines"
+    for node in tree.body:
+        public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        assert not public or ast.get_docstring(node), f"{node.name} has no docstring"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", [["--help"], ["plan", "jobs/recipes/demo.yaml"]])
+def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
+    script = (
+        "import sys; from fusion_ray.cli import app\n"
+        f"try: app({command!r})\nexcept SystemExit: pass\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_opens(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_every_recipe_in_the_documents_opens() -> None:
+    found = 0
+    for document in DOCS:
+        for block in re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL):
+            data = yaml.safe_load(block)
+            if isinstance(data, dict) and "pivot" in data and "sources" in data:
+                parse_recipe(data, where=document.name)
+                found += 1
+    assert found, "the README shows a recipe"
+
+
+def test_the_readmes_tree_equals_the_disk() -> None:
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- tree -->\n```\n(.*?)```", text, re.DOTALL)
+    assert block, "README.md holds the tree between <!-- tree --> and ```"
+    named = set(re.findall(r"^\s*([\w./-]+)", block.group(1), re.MULTILINE))
+    top = {name.split("/")[0] + ("/" if "/" in name else "") for name in TRACKED if name}
+    packages = {
+        f"{path.parent.relative_to(ROOT / 'fusion_ray')}/" for path in SOURCES if path.parent != ROOT / "fusion_ray"
+    }
+    packages = {name for name in packages if name.count("/") == 1}
+    missing = {name for name in top | packages if name not in named and not name.startswith((".git", "LICENSE"))}
+    assert not missing, f"on disk and not in the README: {sorted(missing)}"
+    gone = {name for name in named if not (ROOT / name).exists() and not (ROOT / "fusion_ray" / name).exists()}
+    assert not gone, f"in the README and not on disk: {sorted(gone)}"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCS:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

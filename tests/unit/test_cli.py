@@ -1,0 +1,104 @@
+"""The command line: one clear message and an exit code, and what `plan` and `init` print."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+
+from fusion_ray import cli
+from fusion_ray.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_toy(folder / "pivot", "llama", byte_level_tokenizer())
+    save_toy(folder / "math", "qwen2", sentencepiece_tokenizer())
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat | {"id": n}) + "\n" for n in range(20)))
+    return folder
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command; returns its exit code."""
+    monkeypatch.setattr("sys.argv", ["fusion-ray", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def write_recipe(models: Path, folder: Path, **sections: object) -> Path:
+    data = {
+        "name": "x",
+        "runs": str(folder / "runs"),
+        "pivot": {"model": str(models / "pivot")},
+        "sources": [{"name": "math", "model": str(models / "math")}],
+        "corpus": {"path": str(models / "chats.jsonl")},
+        **sections,
+    }
+    path = folder / "x.yaml"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_a_misspelt_key_is_one_line_and_exit_code_2(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(models, tmp_path, targets={"learning_rat": 1})
+    assert invoke(monkeypatch, "run", str(path)) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'learning_rate'" in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_model_stops_a_run_and_blocks_in_the_plan(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(models, tmp_path, pivot={"model": "./nowhere"})
+    assert invoke(monkeypatch, "run", str(path)) == 2
+    assert "./nowhere" in capsys.readouterr().err
+    assert invoke(monkeypatch, "plan", str(path)) == 0
+    planned = capsys.readouterr().out
+    assert "blocked" in planned
+    assert "no such folder" in " ".join(planned.split())
+
+
+def test_a_plan_before_the_first_run_has_everything_to_do(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "plan", str(write_recipe(models, tmp_path))) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("to do")]
+    assert [line.split()[0] for line in lines] == [
+        "corpus", "distributions/pivot", "distributions/math", "fused/math", "targets/math", "targets/sft", "merged",
+        "report",
+    ]  # fmt: skip
+
+
+def test_init_writes_a_recipe_that_opens_and_names_what_it_saw(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    arguments = ["init", str(models / "pivot"), str(models / "math"), "--corpus", str(models / "chats.jsonl")]
+    assert invoke(monkeypatch, *arguments, "-o", str(path)) == 0
+    recipe = load_recipe(path)
+    assert [source.name for source in recipe.sources] == ["math"]
+    assert recipe.distributions.max_length == 256
+    assert "Qwen2ForCausalLM" in path.read_text()
+    assert invoke(monkeypatch, *arguments, "-o", str(path)) == 2
+
+
+def test_show_without_a_report_is_exit_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "show", str(tmp_path)) == 3
+    assert "report" in capsys.readouterr().err
+
+
+def test_doctor_finds_the_packages_that_are_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(monkeypatch, "doctor") == 0
+    out = capsys.readouterr().out
+    assert "deepspeed" in out
+    assert "missing" not in out.split("vLLM")[0]
