@@ -209,6 +209,7 @@ class Report(Section):
 
     samples: int = Field(6, ge=0)
     sample_tokens: int = Field(64, ge=1)
+    views: int = Field(4, ge=0)
     bootstrap: int = Field(2000, ge=100)
 
 

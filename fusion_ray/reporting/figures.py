@@ -124,18 +124,23 @@ def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
     return {"data": [ideal, *lines], "layout": layout}
 
 
-def curves_figure(training: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> Figure:
-    """One quantity of all trainings, step by step."""
+def curves_figure(training: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str) -> Figure:
+    """One quantity of all trainings, step by step; rare points get marks."""
     data = []
     for index, (name, points) in enumerate(training.items()):
-        known = [(point["step"], point[key]) for point in points if key in point and "step" in point]
+        known = [point for point in points if point.get(key) is not None]
         if known:
-            steps, values = zip(*known, strict=True)
-            line = {"color": colour(index)}
             data.append(
-                {"type": "scatter", "mode": "lines", "name": name, "x": list(steps), "y": list(values), "line": line}
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers" if len(known) <= 30 else "lines",
+                    "name": name,
+                    "x": [point["step"] for point in known],
+                    "y": [point[key] for point in known],
+                    "line": {"color": colour(index)},
+                }
             )
-    layout = {"height": 360, "xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": key.replace("_", " ")}}}
+    layout = {"height": 340, "xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": title}}}
     return {"data": data, "layout": layout}
 
 

@@ -21,14 +21,20 @@ class HeldOut(NamedTuple):
     Attributes:
         scores: The documents that every model could score.
         ids: Their ids.
+        places: Their shard and row.
         left_out: The others, with the reason.
         bins: Calibration bins of every model over its own answer tokens.
     """
 
     scores: Scores
     ids: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
     left_out: dict[str, str]
     bins: dict[str, Bins]
+
+    def place(self, identity: str) -> tuple[int, int]:
+        """Shard and row of a document."""
+        return self.places[self.ids.index(identity)]
 
 
 def domain_label(domain: str | None) -> str:
@@ -53,8 +59,7 @@ def compare_shard(chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, 
         CorruptArtifactError: A model's shard holds other rows than the corpus shard.
     """
     answers = {model: _answers(table) for model, table in scored.items()}
-    result: dict[str, Any] = {"ids": [], "domains": [], "bytes": [], "nll": [], "left_out": {}}
-    usable = []
+    result: dict[str, Any] = {"rows": [], "ids": [], "domains": [], "bytes": [], "nll": [], "left_out": {}}
     for row, chat in enumerate(chats.select(["id", "domain", "reason"]).to_pylist()):
         _check_ids(chat["id"], row, scored)
         row_answers = [found for model in scored if (found := answers[model][row]) is not None]
@@ -62,12 +67,14 @@ def compare_shard(chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, 
         if common is None:
             result["left_out"][chat["id"]] = chat["reason"] or _why(row, scored)
             continue
-        usable.append(row)
+        result["rows"].append(row)
         result["ids"].append(chat["id"])
         result["domains"].append(domain_label(chat["domain"]))
         result["bytes"].append(common.n_bytes)
         result["nll"].append(common.nll_M.tolist())
-    result["bins"] = {model: [part.tolist() for part in _bins(table, usable)] for model, table in scored.items()}
+    result["bins"] = {
+        model: [part.tolist() for part in _bins(table, result["rows"])] for model, table in scored.items()
+    }
     return result
 
 
@@ -127,7 +134,9 @@ def join_shards(models: Iterable[str], parts: list[dict[str, Any]]) -> HeldOut:
     )
     bins = {name: sum_bins([Bins(*map(np.array, part["bins"][name])) for part in parts]) for name in names}
     left_out = {identity: reason for part in parts for identity, reason in part["left_out"].items()}
-    return HeldOut(scores, tuple(identity for part in parts for identity in part["ids"]), left_out, bins)
+    ids = tuple(identity for part in parts for identity in part["ids"])
+    places = tuple((shard, row) for shard, part in enumerate(parts) for row in part["rows"])
+    return HeldOut(scores, ids, places, left_out, bins)
 
 
 def documents_table(heldout: HeldOut) -> pa.Table:

@@ -65,7 +65,7 @@ def _in_stage_order(artifacts: Mapping[str, Artifact]) -> list[str]:
 
 
 def read_curve(folder: str) -> list[dict[str, Any]]:
-    """The points of a target's metrics.jsonl, thinned to a few hundred; empty where there is none.
+    """The points of a target's metrics.jsonl, thinned to some hundreds; empty where there is none.
 
     Raises:
         CorruptArtifactError: A line is not a JSON object.
@@ -82,4 +82,9 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
                 f"{uri} line {number}: not a JSON object ({error}). Run targets again."
             ) from error
     step = -(-len(points) // _MOST_POINTS) or 1
-    return [point for index, point in enumerate(points) if index % step == 0 or index == len(points) - 1]
+    measured = "bits_per_byte"  # Logged once in a while: every such point stays.
+    return [
+        point
+        for index, point in enumerate(points)
+        if index % step == 0 or index == len(points) - 1 or point.get(measured) is not None
+    ]

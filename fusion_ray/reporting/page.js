@@ -35,3 +35,87 @@
   draw();
   mode.addEventListener("change", draw);
 })();
+
+// The alignment viewer. Text of tokens is set as text, never as markup.
+(() => {
+  const views = JSON.parse(document.getElementById("views").textContent);
+  const choice = document.getElementById("view-choice");
+  if (!choice) return;
+  const place = document.getElementById("view-groups");
+  const detail = document.getElementById("view-detail");
+
+  function make(tag, className, text) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  function list(title, entries, real, realText, colour) {
+    const box = make("div");
+    box.append(make("h4", "", title));
+    const shown = entries.map(([text, p]) => [text, p, text === realText]);
+    if (!shown.some((entry) => entry[2])) shown.push([realText, real, true]);
+    for (const [text, p, isReal] of shown) {
+      const line = make("div", isReal ? "entry real" : "entry");
+      const bar = make("b");
+      bar.style.setProperty("--bar", `var(${colour})`);
+      bar.style.width = `${Math.max(0.5, 100 * p)}%`;
+      line.append(bar, make("span", "", text), make("span", "", p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`));
+      box.append(line);
+    }
+    return box;
+  }
+
+  function explain(view, group) {
+    detail.replaceChildren();
+    for (const token of group.source)
+      detail.append(list(`${view.source} at ${token.text}`, token.top, token.real, token.text, "--c2"));
+    for (const token of group.pivot) {
+      if (token.projected)
+        detail.append(list(`projected onto ${token.text}`, token.projected, token.projected_real, token.text, "--c3"));
+      detail.append(list(`pivot at ${token.text}`, token.top, token.real, token.text, "--c0"));
+    }
+  }
+
+  function select(view, index) {
+    const boxes = place.children;
+    const next = Math.min(Math.max(index, 0), boxes.length - 1);
+    if (next < 0) return;
+    for (const box of place.querySelectorAll("[aria-selected=true]")) box.setAttribute("aria-selected", "false");
+    boxes[next].setAttribute("aria-selected", "true");
+    explain(view, view.groups[next]);
+    return boxes[next];
+  }
+
+  function show(view) {
+    place.replaceChildren();
+    view.groups.forEach((group, index) => {
+      const box = make("button", group.pivot.length + group.source.length > 2 ? "group many" : "group");
+      box.type = "button";
+      box.setAttribute("role", "option");
+      for (const tokens of [group.pivot, group.source]) {
+        const row = make("span");
+        for (const token of tokens) row.append(make("i", "", token.text));
+        box.append(row);
+      }
+      for (const event of ["mouseenter", "focus", "click"]) box.addEventListener(event, () => select(view, index));
+      box.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (step) select(view, index + step)?.focus();
+      });
+      place.append(box);
+    });
+    if (view.shown < view.tokens) place.append(make("span", "muted", `... ${view.tokens - view.shown} more tokens`));
+    const first = view.groups.findIndex((group) => group.pivot.length + group.source.length > 2);
+    select(view, first < 0 ? 0 : first);
+  }
+
+  views.forEach((view, index) => {
+    const option = make("option", "", `${view.source}: ${view.domain}, ${view.id}`);
+    option.value = index;
+    choice.append(option);
+  });
+  choice.addEventListener("change", () => show(views[choice.value]));
+  show(views[0]);
+})();

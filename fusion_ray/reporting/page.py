@@ -18,6 +18,12 @@ from plotly.offline import get_plotlyjs
 from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.reporting import figures
 
+CURVES = {
+    "bits_per_byte": "validation bits per byte",
+    "gold": "gold tokens, nats per token",
+    "soft": "fused distributions, nats per token",
+}
+
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The page of a report.
@@ -33,6 +39,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         best=_best_by_column(report["bits_per_byte"]),
         cards=headline(report),
         figures_json=_embed(all_figures(report)),
+        views_json=_embed(report["views"]),
         style=_read("page.css"),
         scripts=scripts,
         policy=_policy(scripts),
@@ -67,8 +74,8 @@ def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
     for index, counts in enumerate(safe["chosen"].values()):
         rows = {domain: kinds["rows"] for domain, kinds in counts.items()}
         found[f"fig-chosen-{index}"] = figures.shares_figure(rows)
-    for index, key in enumerate(curve_keys(report["training"])):
-        found[f"fig-curve-{index}"] = figures.curves_figure(safe["training"], key)
+    for key, title in curve_titles(report["training"]).items():
+        found[f"fig-curve-{key}"] = figures.curves_figure(safe["training"], key, title)
     weights = safe["merge_weights"]
     if weights and weights["parts"]:
         for index, target in enumerate(weights["targets"]):
@@ -76,10 +83,12 @@ def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
     return found
 
 
-def curve_keys(training: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
-    """The quantities worth a plot: losses and bits per byte, in the order in which they were logged."""
-    keys = dict.fromkeys(key for points in training.values() for point in points for key in point)
-    return [key for key in keys if any(word in key for word in ("loss", "bits_per_byte", "learning_rate"))]
+def curve_titles(training: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, str]:
+    """The quantities that some training has logged, with what to call them."""
+    logged = {
+        key for points in training.values() for point in points for key, value in point.items() if value is not None
+    }
+    return {key: title for key, title in CURVES.items() if key in logged}
 
 
 def _best_by_column(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -105,7 +114,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["curve_keys"] = curve_keys
+    environment.filters["curve_titles"] = curve_titles
     environment.filters["pretty_json"] = lambda data: json.dumps(data, indent=1, ensure_ascii=False)
     return environment
 

@@ -30,6 +30,7 @@ from fusion_ray.reporting.numbers import CONTROLS, measure
 from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.stages import cluster
+from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import exists, join, local_path, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
@@ -72,6 +73,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report["scored_with"] = scoring_engine(recipe).model_dump(mode="json")
     report["chosen"] = _count_chosen(artifact)
     report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
+    report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
     files = _write_files(artifact, report, heldout)
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
     write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
@@ -217,6 +219,22 @@ def _count_chosen(artifact: Artifact) -> dict[str, Any]:
 def _merge_weights(merged: Artifact) -> dict[str, Any] | None:
     uri = join(merged.folder, "weights.json")
     return weights_by_part(json.loads(read_bytes(uri))) if exists(uri) else None
+
+
+def _make_examples(
+    recipe: Recipe, artifact: Artifact, corpus: Shelf, models: list[ScoredModel], heldout: HeldOut, tell: Tell
+) -> dict[str, Any]:
+    shelves = {model.label: Shelf(model.folder, model.records) for model in models}
+    scored = {m.label.removeprefix("source:"): m.artifact for m in models if m.artifact.stage == "distributions"}
+    folders = {"pivot": artifact.models["pivot"].folder}
+    folders |= {
+        m.label: str(local_path(model_folder(m.artifact))) for m in models if m.artifact.stage != "distributions"
+    }
+    by_name = {label.removeprefix("source:"): shelf for label, shelf in shelves.items()}
+    return {
+        "samples": make_samples(recipe, folders, corpus, shelves["pivot"], heldout, tell),
+        "views": make_views(recipe, scored, by_name, heldout),
+    }
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,13 @@ def _heldout(steps: tuple[float, ...] = (0.0, -0.3, -0.1, -0.15, -0.2), n: int =
     domains_N = np.array([EVIL if row % 2 else "code" for row in range(n)], dtype=object)
     bins = bin_confidences(rng.uniform(0, 1, 100), rng.uniform(0, 1, 100) < 0.5)
     scores = Scores(MODELS, rates_MN * bytes_N * math.log(2), bytes_N, domains_N)
-    return HeldOut(scores, tuple(f"id{i}" for i in range(n)), {"left": "no answer"}, dict.fromkeys(MODELS, bins))
+    return HeldOut(
+        scores,
+        tuple(f"id{i}" for i in range(n)),
+        tuple((0, i) for i in range(n)),
+        {"left": "no answer"},
+        dict.fromkeys(MODELS, bins),
+    )
 
 
 def _report(heldout: HeldOut | None = None) -> dict[str, Any]:
@@ -45,11 +51,25 @@ def _report(heldout: HeldOut | None = None) -> dict[str, Any]:
         "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
         "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},
         "stages": [stage], "alignment": {"math": {"math": {"positions": 3, "violation_nats": 1e-6}}},
-        "training": {"math": [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]},
+        "training": {"math": [{"step": 0, "gold": 1.0}, {"step": 1, "gold": 0.5, "bits_per_byte": 2.0}]},
         "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
         "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
+        "samples": [_sample()], "views": [_view()],
         "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
     }  # fmt: skip
+
+
+def _sample() -> dict[str, Any]:
+    messages = [{"role": "user", "content": EVIL}]
+    rates = dict.fromkeys(MODELS, 1.0)
+    answers = {"pivot": EVIL, "merged": "{{ 7 * 7 }}"}
+    return {"id": EVIL, "domain": EVIL, "messages": messages, "gold": EVIL, "answers": answers, "bits_per_byte": rates}
+
+
+def _view() -> dict[str, Any]:
+    token = {"text": EVIL, "real": 0.5, "top": [[EVIL, 0.5]]}
+    group = {"pivot": [token | {"projected": [["b", 0.5]], "projected_real": 0.1}], "source": [token, token]}
+    return {"source": "math", "id": EVIL, "domain": EVIL, "groups": [group], "shown": 1, "tokens": 2}
 
 
 def _save(folder: Path, heldout: HeldOut) -> str:
@@ -91,7 +111,7 @@ def test_a_planted_failure_is_called_a_failure() -> None:
 def test_no_scored_document_is_an_error_that_says_why() -> None:
     empty = Scores(MODELS, np.empty((5, 0)), np.empty(0, dtype=np.int64), np.empty(0, dtype=object))
     with pytest.raises(ArtifactError, match="no answer"):
-        measure(HeldOut(empty, (), {"x": "no answer"}, {}), 100, 0)
+        measure(HeldOut(empty, (), (), {"x": "no answer"}, {}), 100, 0)
 
 
 def test_every_difference_answers_a_question() -> None:

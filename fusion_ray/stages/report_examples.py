@@ -1,0 +1,105 @@
+"""The report's examples: sample answers of the models, and held-out answers in two tokenizations; Ray tasks."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from fusion_ray.engines.generator import generate_greedy
+from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.progress import Progress, Tell
+from fusion_ray.recipe import BytesAlign, Recipe
+from fusion_ray.reporting.alignment_view import view_alignment
+from fusion_ray.reporting.heldout import HeldOut
+from fusion_ray.reporting.numbers import derive_seed
+from fusion_ray.reporting.samples import Prompt, describe_samples, make_prompt, pick_documents
+from fusion_ray.stages import cluster
+from fusion_ray.storage.artifacts import Artifact
+from fusion_ray.storage.shards import ShardRecord, read_shard
+
+
+class Shelf(NamedTuple):
+    """The held-out shards of the corpus or of one model's distributions, in the order of the corpus."""
+
+    folder: str
+    records: tuple[ShardRecord, ...]
+
+    def row(self, shard: int, row: int) -> pa.Table:
+        """One row, as a table."""
+        return read_shard(self.folder, self.records[shard]).slice(row, 1)
+
+
+def make_samples(
+    recipe: Recipe, folders: Mapping[str, str], corpus: Shelf, pivot: Shelf, heldout: HeldOut, tell: Tell
+) -> list[dict[str, Any]]:
+    """Let every model continue the same few held-out prompts, greedily.
+
+    Args:
+        recipe: The run.
+        folders: Local model folder by label, all with the pivot's tokenizer.
+        corpus, pivot: Held-out shards of the corpus and of the pivot's distributions.
+        heldout: Which documents there are.
+        tell: Receives progress.
+    """
+    seed = derive_seed(recipe.seed, "report samples")
+    picked = pick_documents(heldout, recipe.report.samples, seed)
+    prompts = [_prompt(corpus, pivot, heldout.place(identity)) for identity in picked]
+    if not prompts:
+        return []
+    settings = recipe.distributions
+    ends = [prompt.end_id for prompt in prompts if prompt.end_id is not None]
+
+    def generate(label: str) -> dict[str, Any]:
+        texts = generate_greedy(
+            folders[label],
+            [prompt.input_ids for prompt in prompts],
+            max_tokens=recipe.report.sample_tokens,
+            end_ids=ends,
+            trust_remote_code=recipe.pivot.trust_remote_code,
+        )
+        return {"label": label, "texts": texts}
+
+    found: dict[str, list[str]] = {}
+    for result in cluster.stream(list(folders), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor):
+        found[result["label"]] = result["texts"]
+        tell(Progress("report", len(found), len(folders) + 1, f"sample answers of {result['label']}"))
+    return describe_samples(prompts, {label: found[label] for label in folders}, heldout)
+
+
+def _prompt(corpus: Shelf, pivot: Shelf, place: tuple[int, int]) -> Prompt:
+    return make_prompt(corpus.row(*place), pivot.row(*place), 0)
+
+
+def make_views(
+    recipe: Recipe, scored: Mapping[str, Artifact], shelves: Mapping[str, Shelf], heldout: HeldOut
+) -> list[dict[str, Any]]:
+    """Lay a few held-out answers out in the pivot's and in each source's tokens.
+
+    Args:
+        recipe: The run.
+        scored: Artifacts of stage distributions by model name, the pivot's too.
+        shelves: Their held-out shards, by the same names.
+        heldout: Which documents there are.
+    """
+    align = recipe.fused.align
+    if not isinstance(align, BytesAlign):
+        return []  # The published modes align strings, not bytes: they have no groups to show.
+    picked = pick_documents(heldout, recipe.report.views, derive_seed(recipe.seed, "report views"))
+    domains = dict(zip(heldout.ids, heldout.scores.domains_N, strict=True))
+
+    def view(source: str) -> dict[str, Any]:
+        tokenizers = (
+            load_tokenizer(scored["pivot"].models["model"].folder, recipe.pivot.trust_remote_code),
+            load_tokenizer(scored[source].models["model"].folder, recipe.models()[source].trust_remote_code),
+        )
+        views = []
+        for identity in picked:
+            place = heldout.place(identity)
+            rows = (shelves["pivot"].row(*place), shelves[source].row(*place))
+            laid_out = view_alignment(*rows, tokenizers, align.inner_tail)
+            views.append({"source": source, "id": identity, "domain": str(domains[identity]), **laid_out})
+        return {"source": source, "views": views}
+
+    sources = [name for name in scored if name != "pivot"]
+    results = {result["source"]: result["views"] for result in cluster.stream(sources, view, cpus=1)}
+    return [view for source in sources for view in results[source]]
