@@ -83,13 +83,14 @@ class _FusionLoss(torch.autograd.Function):
         gold_N = torch.empty(len(target), device=hidden_ND.device)
         soft_N = torch.empty_like(gold_N)
         rows = max(1, options.chunk_bytes // (4 * head_VD.shape[0]))
+        computing_VD = head_VD.to(hidden_ND.dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(target), rows):
                 part = slice(start, start + rows)
-                logits_NV = _Logits.form(hidden_ND[part], head_VD, bias_V, options.soft_cap)
-                gold_N[part], soft_N[part] = logits_NV.measure(target[part], options)
-                if gradients is not None:
-                    gradients.add(part, logits_NV.by_logits, hidden_ND[part], head_VD)
+                # In a function of its own, so that a chunk's logits are gone before the next chunk's are made.
+                gold_N[part], soft_N[part] = _one_chunk(
+                    part, hidden_ND[part], computing_VD, bias_V, target[part], options, gradients
+                )
         ctx.gradients = gradients
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         loss = (target.lambda_N * gold_N + (1.0 - target.lambda_N) * soft_N).sum() / options.denominator
@@ -101,7 +102,23 @@ class _FusionLoss(torch.autograd.Function):
     def backward(ctx: Any, by_loss: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients: _Gradients = ctx.gradients
         ctx.gradients = None
-        return gradients.scaled(by_loss, *ctx.dtypes) + (None, None)
+        return (*gradients.scaled(by_loss, *ctx.dtypes), None, None)
+
+
+def _one_chunk(
+    part: slice,
+    hidden_ND: torch.Tensor,
+    head_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    target: SoftTarget,
+    options: _Options,
+    gradients: "_Gradients | None",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_NV = _Logits.form(hidden_ND, head_VD, bias_V, options.soft_cap)
+    gold_N, soft_N = logits_NV.measure(target, options)
+    if gradients is not None:
+        gradients.add(part, logits_NV.by_logits, hidden_ND, head_VD)
+    return gold_N, soft_N
 
 
 @dataclass(eq=False)
@@ -121,7 +138,7 @@ class _Gradients:
         if self.bias_V is not None:
             self.bias_V += by_logits_NV.sum(dim=0)
         by_logits_NV = by_logits_NV.to(hidden_ND.dtype)
-        torch.mm(by_logits_NV, head_VD.to(hidden_ND.dtype), out=self.hidden_ND[part])
+        torch.mm(by_logits_NV, head_VD, out=self.hidden_ND[part])
         if hidden_ND.dtype == torch.float32:
             self.head_VD.addmm_(by_logits_NV.t(), hidden_ND)
         else:
@@ -151,7 +168,7 @@ class _Logits:
     def form(
         cls, hidden_ND: torch.Tensor, head_VD: torch.Tensor, bias_V: torch.Tensor | None, soft_cap: float | None
     ) -> "_Logits":
-        logits_NV = (hidden_ND @ head_VD.to(hidden_ND.dtype).t()).float()
+        logits_NV = (hidden_ND @ head_VD.t()).float()
         if bias_V is not None:
             logits_NV += bias_V
         if soft_cap is None:
