@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from fusion_ray.algorithms.align.answers import Answers, offsets_of
 from fusion_ray.algorithms.align.bytes import Projection, project
+from fusion_ray.algorithms.align.dtw import count_pairs, project_dtw
 from fusion_ray.algorithms.align.projector import Projector, build_projector
+from fusion_ray.algorithms.align.vocabulary_map import Kind, PairCounts, VocabularyMap, build_map
 from fusion_ray.algorithms.fuse.choose import (
     has_score,
     joint_groups,
@@ -66,24 +68,43 @@ class Scored(NamedTuple):
     bytes_T: np.ndarray
 
 
+class Statistics(NamedTuple):
+    """What alignment needs to know of a source over the whole corpus.
+
+    Attributes:
+        counts_U: How often each source token occurs: shares out the tails inside groups (`bytes`).
+        pairs: How often tokens of the two models were aligned (`ms`).
+    """
+
+    counts_U: np.ndarray | None = None
+    pairs: PairCounts | None = None
+
+
+class Tables(NamedTuple):
+    """What alignment knows of a pair of tokenizers; the map is for the published methods only."""
+
+    projector: Projector
+    vocabulary_map: VocabularyMap | None
+
+
 class Fuser:
     """Fuses shards of one pivot and its sources; holds the tables of their tokenizers."""
 
     def __init__(
-        self, settings: Fused, folders: Mapping[str, str], counts_U: Mapping[str, np.ndarray] | None = None
+        self, settings: Fused, folders: Mapping[str, str], statistics: Mapping[str, Statistics] | None = None
     ) -> None:
         """Load the tokenizers.
 
         Args:
             settings: The recipe's fused section.
             folders: Model folder by name, the pivot first.
-            counts_U: How often each token occurs in the corpus, by source; for the tails inside groups.
+            statistics: By source.
         """
         self.settings = settings
         self.pivot, *self.sources = folders
         self.tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
-        self.counts_U = counts_U or {}
-        self.projectors: dict[tuple[str, int, int], Projector] = {}
+        self.statistics = statistics or {}
+        self.tables: dict[tuple[str, int, int], Tables] = {}
 
     def fuse(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
         """Fuse one shard; a row that cannot be used keeps its place with a reason.
@@ -112,24 +133,42 @@ class Fuser:
         table = _place(chats, reasons, usable, rows)
         return FusedShard(table, self._facts(table, projections))
 
+    def count_pairs(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, PairCounts]:
+        """Count which tokens of the pivot and of each source are aligned in a shard, for `ms`; counts add up."""
+        usable = np.flatnonzero([reason is None for reason in _join_reasons(chats, scored)])
+        models = {name: _read(table.take(usable)) for name, table in scored.items()}
+        counts = {}
+        for name in self.sources:
+            ours, theirs = models[self.pivot].answers, models[name].answers
+            tables = self._tables(name, _end_of_turn(ours), _end_of_turn(theirs), "em")
+            assert tables.vocabulary_map
+            counts[name] = count_pairs(ours, theirs, tables.vocabulary_map, tables.projector)
+        return counts
+
     def _project(self, name: str, pivot: Scored, source: Scored) -> Projection:
-        ends = (_end_of_turn(pivot.answers), _end_of_turn(source.answers))
-        projector = self.projectors.get((name, *ends))
-        if projector is None:
-            projector = build_projector(
-                self.tokenizers[self.pivot],
-                self.tokenizers[name],
-                pivot_end=ends[0] if ends[0] >= 0 else None,
-                source_end=ends[1] if ends[1] >= 0 else None,
-                counts_U=self.counts_U.get(name),
-            )
-            self.projectors[(name, *ends)] = projector
         align = self.settings.align
-        assert isinstance(align, BytesAlign)
+        kind = None if isinstance(align, BytesAlign) else align.kind
+        tables = self._tables(name, _end_of_turn(pivot.answers), _end_of_turn(source.answers), kind)
         top_k = self.settings.top_k or pivot.topk.ids_TK.shape[1]
-        return project(
-            pivot.answers, source.answers, source.topk, projector, top_k=top_k, inner_tail=align.inner_tail
-        )  # fmt: skip
+        if isinstance(align, BytesAlign):
+            return project(
+                pivot.answers, source.answers, source.topk, tables.projector, top_k=top_k, inner_tail=align.inner_tail
+            )  # fmt: skip
+        assert tables.vocabulary_map
+        return project_dtw(
+            pivot.answers, source.answers, source.topk, tables.projector, tables.vocabulary_map, top_k=top_k
+        )
+
+    def _tables(self, name: str, pivot_end: int, source_end: int, kind: Kind | None) -> Tables:
+        key = (name, pivot_end, source_end)
+        if key not in self.tables:
+            pair = (self.tokenizers[self.pivot], self.tokenizers[name])
+            ours, theirs = (end if end >= 0 else None for end in (pivot_end, source_end))
+            known = self.statistics.get(name, Statistics())
+            projector = build_projector(*pair, pivot_end=ours, source_end=theirs, counts_U=known.counts_U)
+            mapped = build_map(*pair, kind, pivot_end=ours, source_end=theirs, counts=known.pairs) if kind else None
+            self.tables[key] = Tables(projector, mapped)
+        return self.tables[key]
 
     def _score(
         self, pivot: Scored, models: Mapping[str, Scored], projections: list[Projection], n_rows: int

@@ -7,16 +7,20 @@ Writes: <source>/{train,validation}/ shards: the pivot's tokens and, at every an
 Shard i needs nothing but shard i of its inputs: one Ray Data task each, no shuffle and no join.
 """
 
+import operator
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
-from fusion_ray.engines.fusing import Fuser
+from fusion_ray.algorithms.align.vocabulary_map import PairCounts
+from fusion_ray.engines.fusing import Fuser, Statistics
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import BytesAlign, Fused, Recipe
@@ -27,6 +31,7 @@ from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write
 
 _SPLITS = ("train", "validation")
 _COUNTED_SHARDS = 64
+_CHUNK_SHARDS = 16
 _LOUD_VIOLATION_NATS = 1e-3
 
 
@@ -50,7 +55,8 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     todo = [path for path in paths if path not in records]
     tell(Progress(str(artifact), len(records), len(paths)))
     if todo:
-        work = _FuseShard(recipe.fused, artifact, manifests, _count_tokens(recipe.fused, artifact, manifests))
+        shards = _Shards(artifact, manifests)
+        work = _FuseShard(recipe.fused, shards, _gather_statistics(recipe.fused, shards))
         for result in cluster.stream(todo, work, cpus=recipe.fused.cpus_per_task):
             record = ShardRecord(**result)
             records[record.path] = record
@@ -62,58 +68,82 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     write_manifest(artifact, seconds=time.monotonic() - started, shards=ordered, facts=facts)
 
 
-class _FuseShard:
-    """Fuses the shard at a path; runs in a task, and keeps the tokenizers' tables for the next one."""
+class _Shards:
+    """Reads shard i of every input."""
 
-    def __init__(
-        self, settings: Fused, artifact: Artifact, manifests: dict[str, Manifest], counts: dict[str, Any]
-    ) -> None:
-        self.settings = settings
+    def __init__(self, artifact: Artifact, manifests: dict[str, Manifest]) -> None:
         self.artifact = artifact
-        self.counts = counts
         self.records = {
             label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
         }
+        self.train = [shard.path for shard in manifests["corpus"].shards_of("train")]
+
+    def read(self, path: str, labels: Iterable[str] | None = None) -> dict[str, pa.Table]:
+        inputs = self.artifact.inputs
+        return {label: read_shard(inputs[label].folder, self.records[label][path]) for label in labels or inputs}
+
+    @property
+    def folders(self) -> dict[str, str]:
+        return {name: model.folder for name, model in self.artifact.models.items()}
+
+
+class _FuseShard:
+    """Fuses the shard at a path; runs in a task, and keeps the tokenizers' tables for the next one."""
+
+    def __init__(self, settings: Fused, shards: _Shards, statistics: dict[str, Any]) -> None:
+        self.settings = settings
+        self.shards = shards
+        self.statistics = statistics
 
     def __call__(self, path: str) -> dict[str, Any]:
-        tables = {
-            label: read_shard(input_.folder, self.records[label][path])
-            for label, input_ in self.artifact.inputs.items()
-        }
-        folders = tuple((name, model.folder) for name, model in self.artifact.models.items())
-        fuser = _fuser(self.settings, folders, tuple(self.counts.items()), self.artifact.fingerprint)
+        artifact, tables = self.shards.artifact, self.shards.read(path)
+        fuser = _fuser(self.settings, tuple(self.shards.folders.items()), tuple(self.statistics.items()))
         fused = fuser.fuse(tables.pop("corpus"), tables)
-        return asdict(write_shard(self.artifact.folder, path, fused.table, self.artifact.fingerprint, fused.facts))
+        return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
 
 @lru_cache(maxsize=1)
-def _fuser(settings: Fused, folders: tuple[tuple[str, str], ...], counts: tuple[tuple[str, Any], ...], _: str) -> Fuser:
-    return Fuser(settings, dict(folders), {name: ray.get(reference) for name, reference in counts})
+def _fuser(settings: Fused, folders: tuple[tuple[str, str], ...], statistics: tuple[tuple[str, Any], ...]) -> Fuser:
+    return Fuser(settings, dict(folders), {name: ray.get(reference) for name, reference in statistics})
 
 
-def _count_tokens(settings: Fused, artifact: Artifact, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """How often each source token occurs in the train split, in Ray's object store.
-
-    An estimate is enough (it only shares out the tails inside groups): a fixed sample of shards is counted.
-    """
-    if not (isinstance(settings.align, BytesAlign) and settings.align.inner_tail == "unigram"):
+def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
+    """Statistics of each source over the train split, as references into Ray's object store."""
+    task = ray.remote(num_cpus=settings.cpus_per_task)
+    sources = [name for name in shards.artifact.models if name != "pivot"]
+    if isinstance(settings.align, BytesAlign):
+        if settings.align.inner_tail == "none":
+            return {}
+        # An estimate is enough: it only shares out the tails inside groups.
+        sample = shards.train[:: max(1, len(shards.train) // _COUNTED_SHARDS)][:_COUNTED_SHARDS]
+        return {name: task(_count_tokens).remote(shards, name, sample) for name in sources}
+    if settings.align.kind != "ms":
         return {}
-    counter = ray.remote(num_cpus=settings.cpus_per_task)(_count_shards)
-    counts = {}
-    for name, model in artifact.models.items():
-        if name != "pivot":
-            shards = manifests[name].shards_of("train")
-            sample = shards[:: max(1, len(shards) // _COUNTED_SHARDS)][:_COUNTED_SHARDS]
-            counts[name] = counter.remote(artifact.inputs[name].folder, sample, model.folder)
-    return counts
+    chunks = [shards.train[start : start + _CHUNK_SHARDS] for start in range(0, len(shards.train), _CHUNK_SHARDS)]
+    counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in chunks]
+    return {name: task(_sum_pairs).remote(name, *counted) for name in sources}
 
 
-def _count_shards(folder: str, shards: list[ShardRecord], model_folder: str) -> np.ndarray:
-    counts_U = np.zeros(len(load_tokenizer(model_folder)), dtype=np.int64)
-    for shard in shards:
-        ids = read_shard(folder, shard, ["input_ids"])["input_ids"].combine_chunks().flatten().to_numpy()
+def _count_tokens(shards: _Shards, name: str, paths: list[str]) -> Statistics:
+    counts_U = np.zeros(len(load_tokenizer(shards.folders[name])), dtype=np.int64)
+    for path in paths:
+        ids = shards.read(path, [name])[name]["input_ids"].combine_chunks().flatten().to_numpy()
         counts_U += np.bincount(ids, minlength=len(counts_U))[: len(counts_U)]
-    return counts_U
+    return Statistics(counts_U=counts_U)
+
+
+def _count_pairs(settings: Fused, shards: _Shards, paths: list[str]) -> dict[str, PairCounts]:
+    fuser = Fuser(settings, shards.folders)
+    total: dict[str, PairCounts] = {}
+    for path in paths:
+        tables = shards.read(path)
+        for name, counts in fuser.count_pairs(tables.pop("corpus"), tables).items():
+            total[name] = total[name] + counts if name in total else counts
+    return total
+
+
+def _sum_pairs(name: str, *chunks: dict[str, PairCounts]) -> Statistics:
+    return Statistics(pairs=reduce(operator.add, (chunk[name] for chunk in chunks)))
 
 
 def _sum_facts(records: list[ShardRecord]) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""Fusing a shard: alignment and choice over real distributions of tiny models with different tokenizers."""
+
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+
+from fusion_ray.engines.fusing import GOLD, Fuser, Statistics
+from fusion_ray.engines.scoring import open_reader, read_topk, render_rows, score_rows
+from fusion_ray.engines.transformers import TransformersScorer
+from fusion_ray.errors import StaleArtifactError
+from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
+from fusion_ray.storage.chats import CORPUS_SCHEMA
+
+TEXTS = [
+    "The answer is 42.",
+    "def f(x):\n    return x + 1",
+    "Größe 漢字 🎉 done",
+    "It was a dark and stormy night. " * 3,
+]
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A corpus shard of five rows, the last one unusable, scored by three models; `twin` is the pivot again."""
+    folder = tmp_path_factory.mktemp("fusing")
+    folders = {
+        "pivot": save_toy(folder / "pivot", "llama", sentencepiece_tokenizer()),
+        "other": save_toy(folder / "other", "qwen2", byte_level_tokenizer()),
+    }
+    folders["twin"] = folders["pivot"]
+    rows: list[dict[str, Any]] = [
+        {
+            "id": str(number),
+            "domain": "a" if number % 2 else "b",
+            "messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": text}],
+            "reason": None,
+        }
+        for number, text in enumerate(TEXTS)
+    ]
+    rows.append({"id": "bad", "domain": None, "messages": None, "reason": "no answer"})
+    chats = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
+    scored = {}
+    for name, path in folders.items():
+        tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
+        scored[name] = score_rows(render_rows(chats, tokenizer, settings), TransformersScorer(path, 5, dtype="float32"))
+    return {"chats": chats, "scored": scored, "folders": folders}
+
+
+def fuse(shard: dict[str, Any], sources: list[str], **settings: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    names = ["pivot", *sources]
+    fuser = Fuser(Fused(**settings), {name: shard["folders"][name] for name in names})
+    fused = fuser.fuse(shard["chats"], {name: shard["scored"][name] for name in names})
+    return fused.table.to_pylist(), fused.facts
+
+
+def test_every_answer_position_gets_a_distribution_and_rows_keep_their_order(shard: dict[str, Any]) -> None:
+    rows, facts = fuse(shard, ["other"])
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "bad"]
+    for row in rows[:4]:
+        answers = sum(row["turn_lengths"])
+        assert len(row["chosen"]) == len(row["real_logprobs"]) == answers
+        assert len(row["topk_ids"]) == len(row["topk_logprobs"]) == 5 * answers
+        assert len(row["bits_per_byte"]) == 2
+    assert rows[4]["input_ids"] is None
+    assert facts["rejected"] == {"bad": "no answer"}
+    counts = facts["alignment"]["other"]
+    assert counts["covered"] == counts["positions"]
+    assert counts["violation_nats"] < 1e-4
+    assert sum(sum(choices.values()) for choices in facts["chosen"].values()) == counts["positions"]
+
+
+def test_the_lower_bits_per_byte_teach_the_whole_row(shard: dict[str, Any]) -> None:
+    rows, _ = fuse(shard, ["other"])
+    for row in rows[:4]:
+        pivot, other = row["bits_per_byte"]
+        assert set(row["chosen"]) == {0 if pivot <= other else 1}
+
+
+def test_a_tie_goes_to_the_pivot_and_gold_leaves_it_out(shard: dict[str, Any]) -> None:
+    rows, _ = fuse(shard, ["twin"])
+    assert {model for row in rows[:4] for model in row["chosen"]} == {0}
+    rows, facts = fuse(shard, ["twin"], pivot_wins="gold")
+    assert {model for row in rows[:4] for model in row["chosen"]} == {GOLD}
+    assert set(facts["chosen"]["a"]) == {"gold"}
+
+
+def test_the_pivot_aligned_to_itself_is_itself(shard: dict[str, Any]) -> None:
+    rows, _ = fuse(shard, ["twin"], choose={"kind": "avgce"})
+    theirs = read_topk(shard["scored"]["pivot"].slice(0, 4))
+    ours = np.concatenate([row["topk_logprobs"] for row in rows[:4]]).reshape(-1, 5)
+    np.testing.assert_allclose(np.exp(ours), np.exp(theirs.logprobs_TK), atol=1e-5)
+
+
+def test_token_level_choice_is_never_worse_than_row_level_choice(shard: dict[str, Any]) -> None:
+    by_row, _ = fuse(shard, ["other"])
+    by_group, _ = fuse(shard, ["other"], choose={"kind": "mince", "level": "token"})
+    for whole, parts in zip(by_row[:4], by_group[:4], strict=True):
+        assert sum(parts["real_logprobs"]) >= sum(whole["real_logprobs"]) - 1e-3
+
+
+def test_with_several_sources_the_best_of_all_teaches(shard: dict[str, Any]) -> None:
+    rows, facts = fuse(shard, ["other", "twin"], mode="multi")
+    for row in rows[:4]:
+        assert set(row["chosen"]) == {int(np.argmin(row["bits_per_byte"]))}
+    assert set(facts["alignment"]) == {"other", "twin"}
+
+
+@pytest.mark.parametrize("kind", ["em", "mined", "ms"])
+def test_the_published_alignments_fuse_too_and_cover_less_mass(shard: dict[str, Any], kind: str) -> None:
+    settings = Fused(align=DtwAlign(kind=kind))  # type: ignore[arg-type]
+    folders = {name: shard["folders"][name] for name in ("pivot", "other")}
+    scored = {name: shard["scored"][name] for name in folders}
+    fuser = Fuser(settings, folders)
+    if kind == "ms":
+        counted = [fuser.count_pairs(shard["chats"], scored)["other"] for _ in range(2)]
+        fuser = Fuser(settings, folders, {"other": Statistics(pairs=reduce(lambda a, b: a + b, counted))})
+    facts = fuser.fuse(shard["chats"], scored).facts["alignment"]["other"]
+    assert 0 < facts["transferred"] <= facts["positions"]
+    assert facts["one_hot"] > 0
+
+
+def test_rows_of_another_corpus_are_refused(shard: dict[str, Any]) -> None:
+    scored = {"pivot": shard["scored"]["pivot"], "other": shard["scored"]["other"].slice(1)}
+    with pytest.raises(StaleArtifactError, match="'other' hold other rows"):
+        Fuser(Fused(), {name: shard["folders"][name] for name in scored}).fuse(shard["chats"], scored)
