@@ -201,7 +201,7 @@ class Merged(Section):
     method: Annotated[AnyMethod, choice_of("varm")] = Varm()
     dtype: Dtype | Literal["pivot"] = "pivot"
     shard_gib: float = Field(5.0, gt=0)
-    block_mib: float = Field(64.0, gt=0)
+    block_mib: float = Field(1.0, gt=0)
 
 
 class Report(Section):

@@ -23,7 +23,7 @@ def merge_from_yaml(
     out: str,
     *,
     file_bytes: int = 5 << 30,
-    block_bytes: int = 64 << 20,
+    block_bytes: int = 1 << 20,
     seed: int = 0,
     tell: Tell = silent,
 ) -> list[FileRecord]:

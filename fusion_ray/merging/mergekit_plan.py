@@ -73,7 +73,7 @@ def plan_config(
     checkpoints: Mapping[str, Checkpoint],
     *,
     file_bytes: int = 5 << 30,
-    block_bytes: int = 64 << 20,
+    block_bytes: int = 1 << 20,
     seed: int = 0,
     reshape: Mapping[str, Mapping[str, StoredTensor]] | None = None,
 ) -> Draft:

@@ -80,7 +80,7 @@ class MergePlan:
     has_base: bool
     files: tuple[OutputFile, ...]
     seed: int = 0
-    block_bytes: int = 64 << 20
+    block_bytes: int = 1 << 20
 
     @cached_property
     def fingerprint(self) -> str:
@@ -122,7 +122,7 @@ def plan_merge(
     dtype: str = "pivot",
     base_name: str = "pivot",
     file_bytes: int = 5 << 30,
-    block_bytes: int = 64 << 20,
+    block_bytes: int = 1 << 20,
     seed: int = 0,
 ) -> MergePlan:
     """Plan the merge of targets that have the pivot's architecture, one method for all tensors.
