@@ -131,6 +131,25 @@ def merge(
 
 
 @app.command()
+def align(
+    text: Annotated[str, typer.Argument(help="Any text.")],
+    pivot: Annotated[str, typer.Argument(help="Model folder of the pivot.")],
+    source: Annotated[str, typer.Argument(help="Model folder of the source.")],
+    score: Annotated[bool, typer.Option(help="Load both models and show their distributions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the groups as JSON.")] = False,
+) -> None:
+    """Show how two tokenizers cut a text into groups, and what alignment moves between the models."""
+    from fusion_ray.align_text import align_text, draw_groups, plain_groups
+
+    groups = align_text(text, pivot, source, score=score)
+    if as_json:
+        sys.stdout.write(json.dumps(plain_groups(groups), ensure_ascii=False, indent=1) + "\n")
+        return
+    for part in draw_groups(groups, out.width):
+        out.print(part)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: versions, devices, engines, memory, disk."""
     from fusion_ray.doctor import examine

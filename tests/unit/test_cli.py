@@ -102,3 +102,19 @@ def test_doctor_finds_the_packages_that_are_installed(
     out = capsys.readouterr().out
     assert "deepspeed" in out
     assert "missing" not in out.split("vLLM")[0]
+
+
+def test_align_shows_both_tokenizations_of_every_byte(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "Größe 🎉 of the answer"
+    folders = (str(models / "pivot"), str(models / "math"))
+    assert invoke(monkeypatch, "align", text, *folders, "--json", "--score") == 0
+    groups = json.loads(capsys.readouterr().out)
+    for side in ("pivot", "source"):
+        tokens = [token for group in groups for token in group[side]]
+        assert tokens[-2]["stop"] == len(text.encode())
+        assert all(0 < token["real"] <= 1 for token in tokens)
+    assert any(token["projected"] for group in groups for token in group["pivot"])
+    assert invoke(monkeypatch, "align", text, *folders) == 0
+    assert "pivot" in capsys.readouterr().out
