@@ -1,4 +1,4 @@
-"""The compact store of distributions: exact ids, log-probabilities to 0.01 nat, a quarter of the bytes of plain lists.
+"""The compact store of distributions: exact ids, log-probabilities to 0.01 nat, two thirds of the bytes of lists.
 
     ids        numbered by how often they occur in the shard, the commonest first
     top-k      log-probabilities as steps of 0.0098 nat down from the one before, most probable first

@@ -67,7 +67,8 @@ def token_table(tokenizer: Any) -> TokenTable:
         pieces[index] = to_bytes(token)
     added = backend.get_added_tokens_decoder()
     for index, token in added.items():
-        pieces[index] = token.content.encode()
+        # Gemma adds runs of spaces as ordinary added tokens, written with marks, though the model has them too.
+        pieces[index] = token.content.encode() if token.special or byte_level else to_bytes(token.content)
     special = {index for index, token in added.items() if token.special} | {tokenizer.eos_token_id}
     special -= {None} if tokenizer.bos_token_id == tokenizer.eos_token_id else {None, tokenizer.bos_token_id}
     texts = sorted((pieces[index].decode(errors="replace") for index in special), key=len, reverse=True)
