@@ -1,6 +1,6 @@
 """One held-out answer in two tokenizations, group by group, with the distributions that alignment moved."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,19 @@ import pyarrow as pa
 
 from fusion_ray.algorithms.align.answers import Answers, AnswerTurn, gather_answers
 from fusion_ray.algorithms.align.bytes import InnerTail, project
+from fusion_ray.algorithms.align.groups import pair_turns
 from fusion_ray.algorithms.align.projector import build_projector
-from fusion_ray.algorithms.align.vocabulary import Vocabulary
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.algorithms.align.view import Entry, TokenView, ViewSide, view_turn
 from fusion_ray.engines.scoring import answer_positions, read_topk
 
 _MOST_TOKENS = 160
-_MOST_ENTRIES = 6
+_ENTRIES = 6
 
 
 def view_alignment(
     pivot_row: pa.Table, source_row: pa.Table, tokenizers: tuple[Any, Any], inner_tail: InnerTail = "unigram"
 ) -> dict[str, Any]:
-    """Lay one document out for the viewer: plain data.
+    """Lay one document out for the page's viewer: plain data.
 
     Args:
         pivot_row: One usable row of the pivot's distributions.
@@ -29,27 +29,27 @@ def view_alignment(
         inner_tail: As the recipe's alignment has it.
 
     Returns:
-        `groups`, each with its `pivot` and `source` tokens. A token has its `text`, the probability `real` of having
-        come, and the `top` entries of its distribution; a pivot token also what was `projected` onto it.
+        `groups`, each with its `pivot` and `source` tokens; how many pivot tokens are `shown`, and there are in all.
+        A token has its `text`, the probability `real` of having come, and the `top` entries of its distribution
+        (text, probability, whether it came); a pivot token also what was `projected` onto it.
     """
     pivot, source = _answers(pivot_row), _answers(source_row)
     projector = build_projector(*tokenizers, pivot_end=_end_id(pivot), source_end=_end_id(source))
-    pivot_topk, source_topk = read_topk(pivot_row), read_topk(source_row)
+    source_topk = read_topk(source_row)
     projection = project(pivot, source, source_topk, projector, inner_tail=inner_tail)
-    groups = []
-    for g in range(len(projection.groups)):
-        places = projection.groups
-        mine = range(int(places.pivot_start[g]), int(places.pivot_stop[g]))
-        theirs = range(int(places.source_start[g]), int(places.source_stop[g]))
-        if mine.stop > _MOST_TOKENS:
-            break
-        tokens = _tokens(mine, pivot, pivot_topk, projector.pivot)
-        for token, t in zip(tokens, mine, strict=True):
-            if projection.covered_T[t]:
-                token["projected"] = _entries(projection.topk, t, projector.pivot)
-                token["projected_real"] = _probability(projection.topk.real_logprobs_T[t])
-        groups.append({"pivot": tokens, "source": _tokens(theirs, source, source_topk, projector.source)})
-    return {"groups": groups, "shown": sum(len(group["pivot"]) for group in groups), "tokens": len(pivot)}
+    sides = ViewSide(pivot, projector.pivot, read_topk(pivot_row)), ViewSide(source, projector.source, source_topk)
+    groups: list[dict[str, Any]] = []
+    shown = 0
+    for turn, partner in enumerate(pair_turns(pivot, source).tolist()):
+        laid_out = (
+            view_turn(turn, partner, *sides, projection.groups, projection.topk, _ENTRIES) if partner >= 0 else []
+        )
+        for group in laid_out:
+            if shown + len(group.pivot) > _MOST_TOKENS:
+                return {"groups": groups, "shown": shown, "tokens": len(pivot)}
+            groups.append({"pivot": _plain_tokens(group.pivot), "source": _plain_tokens(group.source)})
+            shown += len(group.pivot)
+    return {"groups": groups, "shown": shown, "tokens": len(pivot)}
 
 
 def _answers(row: pa.Table) -> Answers:
@@ -67,37 +67,23 @@ def _end_id(answers: Answers) -> int | None:
     return int(answers.ids_T[ends[0] - 1]) if len(ends) else None
 
 
-def _tokens(positions: Iterable[int], answers: Answers, topk: TopK, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": show_bytes(vocabulary.token(int(answers.ids_T[t]))),
-            "real": _probability(topk.real_logprobs_T[t]),
-            "top": _entries(topk, t, vocabulary),
-        }
-        for t in positions
-    ]
+def _plain_tokens(tokens: Sequence[TokenView]) -> list[dict[str, Any]]:
+    plain: list[dict[str, Any]] = []
+    for token in tokens:
+        plain.append({"text": show_spaces(token.token), "real": token.real, "top": _plain_entries(token.top)})
+        if token.projected_real is not None:
+            plain[-1] |= {"projected": _plain_entries(token.projected), "projected_real": token.projected_real}
+    return plain
 
 
-def _entries(topk: TopK, t: int, vocabulary: Vocabulary) -> list[list[Any]]:
-    return [
-        [show_bytes(vocabulary.token(int(token))), _probability(logprob)]
-        for token, logprob in zip(topk.ids_TK[t, :_MOST_ENTRIES], topk.logprobs_TK[t, :_MOST_ENTRIES], strict=True)
-        if token >= 0
-    ]
+def _plain_entries(entries: Sequence[Entry]) -> list[list[Any]]:
+    return [[show_spaces(entry.token), round(entry.probability, 4), entry.is_real] for entry in entries]
 
 
-def _probability(logprob: float) -> float:
-    return round(float(np.exp(logprob)), 4)
+def show_spaces(text: str) -> str:
+    """A token's text with its white space made visible.
 
-
-def show_bytes(raw: bytes) -> str:
-    """Bytes of a token as something to read: spaces and line ends visible, bytes that are no text as <NN>.
-
-    >>> show_bytes(b" a\\n"), show_bytes(b"\\xe2"), show_bytes(b"")
-    ('·a⏎', '<E2>', '∅')
+    >>> show_spaces(" a\\n"), show_spaces("")
+    ('·a⏎', '∅')
     """
-    text = "".join(
-        f"<{ord(character) - 0xDC00:02X}>" if 0xDC80 <= ord(character) <= 0xDCFF else character
-        for character in raw.decode("utf-8", errors="surrogateescape")
-    )
     return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "∅"

@@ -11,11 +11,19 @@ from fusion_ray.algorithms.evaluate.rates import OVERALL
 Figure = dict[str, Any]
 _SYMBOLS = ("circle", "square", "triangle-up", "cross", "star", "hexagon", "bowtie", "pentagon")
 _N_COLOURS = 8
+FEWEST_TOKENS = 20  # In a bin of the calibration plot.
 
 
 def colour(index: int) -> str:
     """The page's colour number `index`, over and over."""
     return f"$c{index % _N_COLOURS}"
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for every model: the pivot and the merged model have the same one in all plots."""
+    fixed = {"pivot": "$muted", "gold only": "$line", "merged": "$text"}
+    others = [name for name in names if name not in fixed]
+    return fixed | {name: colour(index) for index, name in enumerate(others)}
 
 
 def rates_figure(rates: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -50,7 +58,7 @@ def rates_figure(rates: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def differences_figure(differences: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Overall differences with their intervals; left of 0 the first model is better."""
-    pairs = list(differences)
+    pairs = list(differences)  # At least one: the merged model against the pivot.
     found = [differences[pair][OVERALL] for pair in pairs]
     marks = ["$good" if f["high"] < 0 else "$bad" if f["low"] > 0 else "$muted" for f in found]
     trace = {
@@ -81,6 +89,7 @@ def shares_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     domains = list(counts)
     names = list(dict.fromkeys(name for found in counts.values() for name in found))
     totals = {domain: sum(counts[domain].values()) or 1 for domain in domains}
+    colours = colours_of(names)
     data = [
         {
             "type": "bar",
@@ -89,17 +98,22 @@ def shares_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
             "x": [counts[domain].get(name, 0) / totals[domain] for domain in domains],
             "y": domains,
             "customdata": [counts[domain].get(name, 0) for domain in domains],
-            "marker": {"color": colour(index)},
+            "marker": {"color": colours[name]},
             "hovertemplate": "%{y}, " + name + ": %{x:.1%} (%{customdata:,})<extra></extra>",
         }
-        for index, name in enumerate(names)
+        for name in names
     ]
-    layout = _rows(len(domains)) | {"barmode": "stack", "xaxis": {"tickformat": ".0%", "range": [0, 1]}}
+    layout = _rows(len(domains)) | {
+        "barmode": "stack",
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+        "xaxis": {"tickformat": ".0%", "range": [0, 1]},
+    }
     return {"data": data, "layout": layout}
 
 
 def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
-    """How often the first choice was right against how sure the model was of it."""
+    """How often the first choice was right against how sure the model was of it; bins of few tokens are left out."""
+    colours = colours_of(list(calibration))
     ideal = {
         "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "ideal",
         "line": {"color": "$muted", "dash": "dot"}, "hoverinfo": "skip",
@@ -109,12 +123,12 @@ def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
             "type": "scatter",
             "mode": "lines+markers",
             "name": model,
-            "x": [x for x in found["bins"]["confidence"] if x is not None],
-            "y": [y for y in found["bins"]["accuracy"] if y is not None],
-            "line": {"color": colour(index)},
+            "x": [found["bins"]["confidence"][b] for b in _filled(found)],
+            "y": [found["bins"]["accuracy"][b] for b in _filled(found)],
+            "line": {"color": colours[model]},
             "visible": True if model in ("pivot", "sft", "merged") else "legendonly",
         }
-        for index, (model, found) in enumerate(calibration.items())
+        for model, found in calibration.items()
     ]
     layout = {
         "height": 420,
@@ -124,12 +138,16 @@ def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
     return {"data": [ideal, *lines], "layout": layout}
 
 
+def _filled(found: Mapping[str, Any]) -> list[int]:
+    return [b for b, tokens in enumerate(found["bins"]["tokens"]) if tokens >= FEWEST_TOKENS]
+
+
 def curves_figure(training: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str) -> Figure:
-    """One quantity of all trainings, step by step; rare points get marks."""
+    """One quantity of all trainings, step by step; rare points get marks, and what is 0 throughout is left out."""
     data = []
     for index, (name, points) in enumerate(training.items()):
         known = [point for point in points if point.get(key) is not None]
-        if known:
+        if any(point[key] for point in known):
             data.append(
                 {
                     "type": "scatter",
@@ -150,18 +168,18 @@ def weights_figure(parts: Sequence[Mapping[str, Any]], target: str) -> Figure:
     modules = list(dict.fromkeys(part["module"] for part in parts))
     cells = {(part["layer"], part["module"]): part["weights"][target] for part in parts}
     even = 1.0 / max(1, len(parts[0]["weights"]))
+    spread = max(0.02, *(abs(weight - even) for part in parts for weight in part["weights"].values()))
     trace = {
         "type": "heatmap",
         "x": modules,
         "y": [layer if layer.isalpha() or " " in layer else f"layer {layer}" for layer in layers],
         "z": [[cells.get((layer, module)) for module in modules] for layer in layers],
         "colorscale": [[0, "$cold"], [0.5, "$middle"], [1, "$warm"]],
-        "zmin": 0,
-        "zmid": even,
-        "zmax": min(1.0, 2 * even),
+        "zmin": even - spread,
+        "zmax": even + spread,
         "hoverongaps": False,
         "hovertemplate": "%{y}, %{x}: %{z:.3f}<extra></extra>",
-        "texttemplate": "%{z:.2f}" if len(cells) <= 40 else "",
+        "texttemplate": "%{z:.3f}" if len(cells) <= 40 else "",
         "colorbar": {"thickness": 10, "tickformat": ".2f"},
     }
     layout = _rows(len(layers)) | {"title": {"text": target}, "showlegend": False, "xaxis": {"tickangle": -35}}

@@ -54,14 +54,13 @@
   function list(title, entries, real, realText, colour) {
     const box = make("div");
     box.append(make("h4", "", title));
-    const shown = entries.map(([text, p]) => [text, p, text === realText]);
-    if (!shown.some((entry) => entry[2])) shown.push([realText, real, true]);
+    const shown = entries.some((entry) => entry[2]) ? entries : [...entries, [realText, real, true]];
     for (const [text, p, isReal] of shown) {
       const line = make("div", isReal ? "entry real" : "entry");
       const bar = make("b");
       bar.style.setProperty("--bar", `var(${colour})`);
       bar.style.width = `${Math.max(0.5, 100 * p)}%`;
-      line.append(bar, make("span", "", text), make("span", "", p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`));
+      line.append(bar, make("span", "", text), make("span", "", p === null ? "" : p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`));
       box.append(line);
     }
     return box;

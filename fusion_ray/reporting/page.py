@@ -38,6 +38,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         domains=[domain for domain in report["bits_per_byte"]["pivot"] if domain != OVERALL],
         best=_best_by_column(report["bits_per_byte"]),
         cards=headline(report),
+        fewest_tokens=figures.FEWEST_TOKENS,
+        alignment=alignment_rows(report["alignment"]),
         figures_json=_embed(all_figures(report)),
         views_json=_embed(report["views"]),
         style=_read("page.css"),
@@ -66,11 +68,14 @@ def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
     safe = figures.escape_labels(report)
     found = {
         "fig-rates": figures.rates_figure(safe["bits_per_byte"]),
-        "fig-differences": figures.differences_figure(safe["differences"]),
+        "fig-gains": figures.differences_figure(_pairs(safe["differences"], against_pivot=True)),
         "fig-oracle": figures.shares_figure(safe["oracle"]["chosen"]),
         "fig-calibration": figures.calibration_figure(safe["calibration"]),
         "fig-seconds": figures.seconds_figure(safe["stages"]),
     }
+    others = _pairs(safe["differences"], against_pivot=False)
+    if others:
+        found["fig-differences"] = figures.differences_figure(others)
     for index, counts in enumerate(safe["chosen"].values()):
         rows = {domain: kinds["rows"] for domain, kinds in counts.items()}
         found[f"fig-chosen-{index}"] = figures.shares_figure(rows)
@@ -83,12 +88,36 @@ def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
     return found
 
 
+def _pairs(differences: Mapping[str, Any], *, against_pivot: bool) -> dict[str, Any]:
+    """Differences from the pivot are far larger than those between trained models: each kind needs its own scale."""
+    return {pair: found for pair, found in differences.items() if pair.endswith("- pivot") == against_pivot}
+
+
 def curve_titles(training: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, str]:
     """The quantities that some training has logged, with what to call them."""
     logged = {
         key for points in training.values() for point in points for key, value in point.items() if value is not None
     }
     return {key: title for key, title in CURVES.items() if key in logged}
+
+
+def alignment_rows(alignment: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, list[str]]:
+    """What alignment counted, in words: a line for every measure, a cell for every fused set and source."""
+    found = [facts for sources in alignment.values() for facts in sources.values()]
+    rows = {
+        "pivot answer positions": [f"{facts['positions']:,.0f}" for facts in found if "positions" in facts],
+        "with a source distribution": [_share(facts, "covered", "positions") for facts in found],
+        "groups of one token each": [_share(facts, "one_to_one", "groups") for facts in found],
+        "groups whose bytes differ": [_share(facts, "differing", "groups") for facts in found],
+        "source's nll, nats": [f"{facts['source_nll']:,.0f}" for facts in found if "source_nll" in facts],
+        "projected nll, nats": [f"{facts['projected_nll']:,.0f}" for facts in found if "projected_nll" in facts],
+        "largest loss of a group, nats": [f"{f['violation_nats']:.1e}" for f in found if "violation_nats" in f],
+    }
+    return {measure: cells for measure, cells in rows.items() if len(cells) == len(found) and any(cells)}
+
+
+def _share(facts: Mapping[str, float], part: str, whole: str) -> str:
+    return f"{facts[part] / facts[whole]:.2%}" if facts.get(whole) and part in facts else ""
 
 
 def _best_by_column(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

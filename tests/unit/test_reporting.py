@@ -2,17 +2,15 @@
 
 import io
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from toy_report import EVIL, MODELS, make_heldout, make_report
 
-from fusion_ray.algorithms.evaluate.calibration import bin_confidences
 from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
 from fusion_ray.reporting.choices import count_choices, sum_choices
@@ -23,59 +21,11 @@ from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.show import read_report, report_tables
 
-MODELS = ("pivot", "source:math", "sft", "target:math", "merged")
-EVIL = "<img src=x onerror=alert(1)>[bold]</script>"
-
-
-def _heldout(steps: tuple[float, ...] = (0.0, -0.3, -0.1, -0.15, -0.2), n: int = 80, seed: int = 0) -> HeldOut:
-    rng = np.random.default_rng(seed)
-    bytes_N = rng.integers(40, 200, n)
-    rates_MN = rng.uniform(1, 3, n) + np.array(steps)[:, None] + rng.normal(0, 0.02, (len(steps), n))
-    domains_N = np.array([EVIL if row % 2 else "code" for row in range(n)], dtype=object)
-    bins = bin_confidences(rng.uniform(0, 1, 100), rng.uniform(0, 1, 100) < 0.5)
-    scores = Scores(MODELS, rates_MN * bytes_N * math.log(2), bytes_N, domains_N)
-    return HeldOut(
-        scores,
-        tuple(f"id{i}" for i in range(n)),
-        tuple((0, i) for i in range(n)),
-        {"left": "no answer"},
-        dict.fromkeys(MODELS, bins),
-    )
-
-
-def _report(heldout: HeldOut | None = None) -> dict[str, Any]:
-    """A report.json without a run behind it."""
-    heldout = heldout or _heldout()
-    stage = {"stage": "fused", "name": "math", "seconds": 2.0, "rows": 9, "bytes": 10, "fingerprint": "ab", "facts": {}}
-    return measure(heldout, 100, 0) | {
-        "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
-        "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},
-        "stages": [stage], "alignment": {"math": {"math": {"positions": 3, "violation_nats": 1e-6}}},
-        "training": {"math": [{"step": 0, "gold": 1.0}, {"step": 1, "gold": 0.5, "bits_per_byte": 2.0}]},
-        "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
-        "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
-        "samples": [_sample()], "views": [_view()],
-        "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
-    }  # fmt: skip
-
-
-def _sample() -> dict[str, Any]:
-    messages = [{"role": "user", "content": EVIL}]
-    rates = dict.fromkeys(MODELS, 1.0)
-    answers = {"pivot": EVIL, "merged": "{{ 7 * 7 }}"}
-    return {"id": EVIL, "domain": EVIL, "messages": messages, "gold": EVIL, "answers": answers, "bits_per_byte": rates}
-
-
-def _view() -> dict[str, Any]:
-    token = {"text": EVIL, "real": 0.5, "top": [[EVIL, 0.5]]}
-    group = {"pivot": [token | {"projected": [["b", 0.5]], "projected_real": 0.1}], "source": [token, token]}
-    return {"source": "math", "id": EVIL, "domain": EVIL, "groups": [group], "shown": 1, "tokens": 2}
-
 
 def _save(folder: Path, heldout: HeldOut) -> str:
     place = folder / "6_report"
     place.mkdir(parents=True)
-    (place / "report.json").write_text(json.dumps(_report(heldout), allow_nan=False))
+    (place / "report.json").write_text(json.dumps(make_report(heldout), allow_nan=False))
     pq.write_table(documents_table(heldout), place / "documents.parquet")
     (place / "MANIFEST.json").write_text("{}")
     return str(folder)
@@ -92,7 +42,7 @@ def _text(*runs: str) -> str:
 
 
 def test_a_planted_gain_is_found_and_measured() -> None:
-    report = measure(_heldout(), 500, 0)
+    report = measure(make_heldout(), 500, 0)
     found = report["differences"]["merged - sft"]["overall"]
     assert found["low"] < -0.1 < found["high"] + 0.02
     assert found["high"] < 0
@@ -102,7 +52,7 @@ def test_a_planted_gain_is_found_and_measured() -> None:
 
 
 def test_a_planted_failure_is_called_a_failure() -> None:
-    report = measure(_heldout(steps=(0.0, 2.0, -0.1, -0.1, -0.1)), 500, 0)
+    report = measure(make_heldout(steps=(0.0, 2.0, -0.1, -0.1, -0.1)), 500, 0)
     assert report["verdict"]["helped"] is False
     assert report["verdict"]["text"].startswith("Fusion did not help")
     assert report["oracle"]["recovered_share"]["merged"]["overall"] is None
@@ -169,14 +119,14 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> Non
 
 
 def test_hostile_names_stay_text_in_the_page() -> None:
-    page = render_page(_report())
+    page = render_page(make_report())
     assert EVIL not in page
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
 
 
 def test_the_page_loads_nothing_and_lets_no_other_script_run() -> None:
-    page = render_page(_report())
+    page = render_page(make_report())
     head = page[: page.index("<style>")]
     assert "default-src &#39;none&#39;" in head or "default-src 'none'" in head
     assert "unsafe-inline" not in head.partition("script-src")[2].partition(";")[0]
@@ -185,7 +135,7 @@ def test_the_page_loads_nothing_and_lets_no_other_script_run() -> None:
 
 
 def test_every_plot_of_the_page_has_its_place() -> None:
-    page = render_page(_report())
+    page = render_page(make_report())
     figures = json.loads(page.partition('id="figures">')[2].partition("</script>")[0])
     assert len(figures) >= 8
     for name in figures:
@@ -196,7 +146,7 @@ def test_every_plot_of_the_page_has_its_place() -> None:
 
 
 def test_show_prints_every_model_and_the_verdict(tmp_path: Path) -> None:
-    text = _text(_save(tmp_path, _heldout()))
+    text = _text(_save(tmp_path, make_heldout()))
     for model in MODELS:
         assert model in text
     assert "Fusion helped" in text
@@ -205,22 +155,22 @@ def test_show_prints_every_model_and_the_verdict(tmp_path: Path) -> None:
 
 
 def test_show_compares_two_runs_by_document(tmp_path: Path) -> None:
-    first = _save(tmp_path / "a", _heldout())
-    second = _save(tmp_path / "b", _heldout(steps=(0.0, -0.3, -0.1, -0.15, -0.1)))
+    first = _save(tmp_path / "a", make_heldout())
+    second = _save(tmp_path / "b", make_heldout(steps=(0.0, -0.3, -0.1, -0.15, -0.1)))
     text = _text(first, second)
     assert "second - first" in text
     assert "+0.1" in text
 
 
 def test_show_says_when_two_runs_hold_out_different_documents(tmp_path: Path) -> None:
-    text = _text(_save(tmp_path / "a", _heldout()), _save(tmp_path / "b", _heldout(n=60)))
+    text = _text(_save(tmp_path / "a", make_heldout()), _save(tmp_path / "b", make_heldout(n=60)))
     assert "do not compare" in text
 
 
 def test_a_run_without_a_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="fusion-ray run"):
         read_report(str(tmp_path))
-    folder = Path(_save(tmp_path / "a", _heldout()))
+    folder = Path(_save(tmp_path / "a", make_heldout()))
     (folder / "6_report" / "report.json").write_text("[]")
     with pytest.raises(CorruptArtifactError, match="not a report"):
         read_report(str(folder))

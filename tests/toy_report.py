@@ -1,0 +1,60 @@
+"""A report without a run behind it: random scores with a planted gain, and hostile names and texts."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fusion_ray.algorithms.evaluate.calibration import bin_confidences
+from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.reporting.heldout import HeldOut
+from fusion_ray.reporting.numbers import measure
+from fusion_ray.reporting.weights import weights_by_part
+
+MODELS = ("pivot", "source:math", "sft", "target:math", "merged")
+EVIL = "<img src=x onerror=alert(1)>[bold]</script>"
+
+
+def make_heldout(steps: tuple[float, ...] = (0.0, -0.3, -0.1, -0.15, -0.2), n: int = 80, seed: int = 0) -> HeldOut:
+    rng = np.random.default_rng(seed)
+    bytes_N = rng.integers(40, 200, n)
+    rates_MN = rng.uniform(1, 3, n) + np.array(steps)[:, None] + rng.normal(0, 0.02, (len(steps), n))
+    domains_N = np.array([EVIL if row % 2 else "code" for row in range(n)], dtype=object)
+    bins = bin_confidences(rng.uniform(0, 1, 100), rng.uniform(0, 1, 100) < 0.5)
+    scores = Scores(MODELS, rates_MN * bytes_N * math.log(2), bytes_N, domains_N)
+    return HeldOut(
+        scores,
+        tuple(f"id{i}" for i in range(n)),
+        tuple((0, i) for i in range(n)),
+        {"left": "no answer"},
+        dict.fromkeys(MODELS, bins),
+    )
+
+
+def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
+    """A report.json without a run behind it."""
+    heldout = heldout or make_heldout()
+    stage = {"stage": "fused", "name": "math", "seconds": 2.0, "rows": 9, "bytes": 10, "fingerprint": "ab", "facts": {}}
+    return measure(heldout, 100, 0) | {
+        "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
+        "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},
+        "stages": [stage], "alignment": {"math": {"math": {"positions": 3, "violation_nats": 1e-6}}},
+        "training": {"math": [{"step": 0, "gold": 1.0}, {"step": 1, "gold": 0.5, "bits_per_byte": 2.0}]},
+        "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
+        "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
+        "samples": [_sample()], "views": [_view()],
+        "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
+    }  # fmt: skip
+
+
+def _sample() -> dict[str, Any]:
+    messages = [{"role": "user", "content": EVIL}]
+    rates = dict.fromkeys(MODELS, 1.0)
+    answers = {"pivot": EVIL, "merged": "{{ 7 * 7 }}"}
+    return {"id": EVIL, "domain": EVIL, "messages": messages, "gold": EVIL, "answers": answers, "bits_per_byte": rates}
+
+
+def _view() -> dict[str, Any]:
+    token = {"text": EVIL, "real": 0.5, "top": [[EVIL, 0.5, True]]}
+    group = {"pivot": [token | {"projected": [["b", 0.5, False]], "projected_real": 0.1}], "source": [token, token]}
+    return {"source": "math", "id": EVIL, "domain": EVIL, "groups": [group], "shown": 1, "tokens": 2}
