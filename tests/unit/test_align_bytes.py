@@ -1,6 +1,7 @@
 """Exact alignment on cases small enough to reckon by hand, and on input that must be refused."""
 
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -265,3 +266,21 @@ def test_special_tokens_spelt_out_in_a_text_are_text() -> None:
     [ids] = projector.encoder.encode([END.encode()])
     assert projector.pivot.text(ids) == END.encode()
     assert projector.pivot_end not in ids
+
+
+def test_a_normalised_answer_is_aligned_and_counted_and_not_refused() -> None:
+    decomposed = "e\u0301e\u0301 n\u0303"
+    first, second = toy_tokenizer("byte_bpe"), toy_tokenizer("byte_bpe_nfc")
+    ours = toy_answer(first, decomposed)
+    composed = toy_answer(second, unicodedata.normalize("NFC", decomposed))
+    # Boundaries of the changed text, as its offset mapping gives them: each letter ends after its accent.
+    ends = np.repeat([3, 6, 10, 10], [2, 2, 2, 1]).astype(np.int32)
+    theirs = AnswerTurn(composed.ids_T, ends, True)
+    topk = toy_topk(theirs.ids_T, len(read_toy(second)), 6, np.random.default_rng(0))
+    projection = project(
+        gather_answers([[ours]]), gather_answers([[theirs]]), topk, toy_projector("byte_bpe", "byte_bpe_nfc")
+    )
+    assert not projection.problems
+    assert projection.covered_T.all()
+    assert projection.counts["differing"] == 3
+    assert projection.violation_nats < 1e-4

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from fusion_ray.algorithms.align.answers import Answers
-from fusion_ray.algorithms.align.faults import FAULTS, OTHER_TEXT, find_faults
-from fusion_ray.algorithms.align.groups import END, FINE, Groups, find_groups, pair_turns
+from fusion_ray.algorithms.align.faults import FAULTS, find_faults, find_other_texts
+from fusion_ray.algorithms.align.groups import FINE, Groups, find_groups, pair_turns
 from fusion_ray.algorithms.align.leaves import compare_groups, find_leaves
 from fusion_ray.algorithms.align.projection import Inputs, Outputs, make_scratch, project_groups
 from fusion_ray.algorithms.align.projector import Projector
@@ -86,7 +86,7 @@ def project(
     groups = find_groups(pivot, source, np.where(problems == FINE, partner, -1), projector.same_vocabulary)
     problems = np.maximum(problems, groups.problem)
     fold_G, differs_G = compare_groups(groups, pivot, source, projector)
-    problems = np.maximum(problems, _other_texts(groups, differs_G, projector, len(problems)))
+    problems = np.maximum(problems, find_other_texts(groups, differs_G, pivot, source, projector))
     leaves = find_leaves(groups, fold_G, pivot, source, source_topk.ids_TK, projector)
     inputs = Inputs(
         groups.pivot_start, groups.pivot_stop, groups.source_start, groups.source_stop, fold_G,
@@ -133,15 +133,6 @@ def _own_topk(topk: TopK) -> TopK:
         np.require(topk.logprobs_TK, np.float32, ["C", "W"]),
         np.require(topk.real_logprobs_T, np.float32, ["C", "W"]),
     )
-
-
-def _other_texts(groups: Groups, differs_G: np.ndarray, projector: Projector, turns: int) -> np.ndarray:
-    """Tell texts that differ from texts that a normaliser has changed: those agree in most groups."""
-    differing = np.bincount(groups.turn[differs_G], minlength=turns)
-    texts = np.bincount(groups.turn[groups.place & END == 0], minlength=turns)
-    lossless = projector.pivot.lossless and projector.source.lossless
-    allowed = np.zeros(turns) if lossless else 0.5 * texts
-    return np.where(differing > allowed, OTHER_TEXT, FINE).astype(np.int8)
 
 
 def _make_outputs(positions: int, groups: int, top_k: int) -> Outputs:

@@ -1,11 +1,14 @@
 """Turns that alignment must not touch: broken numbers, foreign ids, texts that are not one text."""
 
+import unicodedata
+
 import numpy as np
 
 from fusion_ray.algorithms.align.answers import Answers
 from fusion_ray.algorithms.align.compiled import compiled
-from fusion_ray.algorithms.align.groups import DECREASING, FINE, NOT_COVERED
+from fusion_ray.algorithms.align.groups import DECREASING, END, FINE, NOT_COVERED, Groups
 from fusion_ray.algorithms.align.projector import Projector
+from fusion_ray.algorithms.align.vocabulary import Vocabulary
 from fusion_ray.algorithms.topk import TopK
 
 UNKNOWN_ID, NOT_FINITE, OTHER_TEXT = 3, 4, 5
@@ -19,8 +22,8 @@ FAULTS = {
     "Use the tokenizer in the model's own folder.",
     NOT_FINITE: "the source gave NaN, a positive or an infinite log-probability; expected finite ones. "
     "Check the source's weights and dtype.",
-    OTHER_TEXT: "pivot and source tokens spell different bytes; expected the same text in both. "
-    "Make both distributions from the same corpus.",
+    OTHER_TEXT: "pivot and source tokens spell different bytes; expected one text, of which a tokenizer rewrites at most "
+    "half (Unicode normalisation). Make both distributions from the same corpus.",
 }
 
 
@@ -36,6 +39,38 @@ def find_faults(
     pivot_turns = _largest_of_turns(np.where(foreign_T, UNKNOWN_ID, FINE).astype(np.int8), pivot.turn_offsets)
     theirs = source_turns[partner] if len(source_turns) else np.zeros(len(partner), dtype=np.int8)
     return np.maximum(pivot_turns, np.where(partner >= 0, theirs, FINE)).astype(np.int8)
+
+
+def find_other_texts(
+    groups: Groups, differs_G: np.ndarray, pivot: Answers, source: Answers, projector: Projector
+) -> np.ndarray:
+    """Tell texts that differ from one text that a tokenizer has changed (Unicode normalisation, case, spaces).
+
+    Where both tokenizers are lossless one group of other letters is enough; else it takes more than half of the groups.
+
+    Returns:
+        OTHER_TEXT or FINE for each pivot turn, int8.
+    """
+    turns = len(pivot.ended)
+    other_G = differs_G.copy()
+    for g in np.flatnonzero(differs_G):
+        ours = _letters(projector.pivot, pivot.ids_T[groups.pivot_start[g] : groups.pivot_stop[g]])
+        theirs = _letters(projector.source, source.ids_T[groups.source_start[g] : groups.source_stop[g]])
+        other_G[g] = ours is not None and theirs is not None and ours != theirs
+    lossless = projector.pivot.lossless and projector.source.lossless
+    texts = np.bincount(groups.turn[groups.place & END == 0], minlength=turns)
+    allowed = np.zeros(turns) if lossless else 0.5 * texts
+    return np.where(np.bincount(groups.turn[other_G], minlength=turns) > allowed, OTHER_TEXT, FINE).astype(np.int8)
+
+
+def _letters(vocabulary: Vocabulary, ids: np.ndarray) -> str | None:
+    """What no normaliser changes; None where a token has no bytes, or they are part of a character."""
+    pieces = [vocabulary.token(int(token_id)) for token_id in ids]
+    try:
+        text = b"".join(pieces).decode()
+    except UnicodeDecodeError:
+        return None
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split()) if all(pieces) else None
 
 
 @compiled
