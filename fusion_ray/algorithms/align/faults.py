@@ -22,8 +22,8 @@ FAULTS = {
     "Use the tokenizer in the model's own folder.",
     NOT_FINITE: "the source gave NaN, a positive or an infinite log-probability; expected finite ones. "
     "Check the source's weights and dtype.",
-    OTHER_TEXT: "pivot and source tokens spell different bytes; expected one text, of which a tokenizer rewrites at most "
-    "half (Unicode normalisation). Make both distributions from the same corpus.",
+    OTHER_TEXT: "pivot and source tokens spell different bytes; expected one text, of which a tokenizer rewrites "
+    "at most half (Unicode normalisation). Make both distributions from the same corpus.",
 }
 
 
