@@ -14,7 +14,7 @@ from fusion_ray.recipe import load_recipe
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     save_toy(folder / "pivot", "llama", byte_level_tokenizer())
-    save_toy(folder / "math", "qwen2", sentencepiece_tokenizer())
+    save_toy(folder / "math", "gpt_neox", sentencepiece_tokenizer())
     chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat | {"id": n}) + "\n" for n in range(20)))
     return folder
@@ -84,7 +84,7 @@ def test_init_writes_a_recipe_that_opens_and_names_what_it_saw(
     recipe = load_recipe(path)
     assert [source.name for source in recipe.sources] == ["math"]
     assert recipe.distributions.max_length == 256
-    assert "Qwen2ForCausalLM" in path.read_text()
+    assert "GPTNeoXForCausalLM" in path.read_text()
     assert invoke(monkeypatch, *arguments, "-o", str(path)) == 2
 
 
