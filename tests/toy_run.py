@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from fusion_ray.storage.shards import read_shard, write_shard
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> %{x} {{ 7 * 7 }}"
 
 
-def make_recipe(folder: Path, rows: int = 60, **report: int) -> Recipe:
+def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = None) -> Recipe:
     """A pivot, one source of another tokenizer, chats of two domains; some of the text is hostile."""
     pivot = save_toy(folder / "pivot", "llama", byte_level_tokenizer())
     math = save_toy(folder / "math", "qwen2", sentencepiece_tokenizer())
@@ -32,7 +33,8 @@ def make_recipe(folder: Path, rows: int = 60, **report: int) -> Recipe:
             "sources": [{"name": "math", "model": math}],
             "corpus": {"path": str(folder / "chats.jsonl"), "heldout": 0.4, "shard_rows": 10},
             "distributions": {"top_k": 4},
-            "report": {"bootstrap": 200, **report},
+            "targets": targets or {},
+            "report": {"bootstrap": 200},
         }
     )
 
@@ -43,9 +45,9 @@ def _chat(row: int) -> dict[str, object]:
     return {"id": f"row-{row}", "domain": "<b>sums</b>" if row % 2 else "code", "messages": messages}
 
 
-def make_run(folder: Path, **report: int) -> Recipe:
+def make_run(folder: Path) -> Recipe:
     """Everything that the stage report reads."""
-    recipe = make_recipe(folder, **report)
+    recipe = make_recipe(folder)
     pipeline.run(recipe, until="distributions")
     for artifact in pipeline.graph(recipe):
         match artifact.stage:
@@ -83,4 +85,5 @@ def _lay_out_model(recipe: Recipe, artifact: Artifact, step: float) -> None:
     write_bytes(join(artifact.folder, "metrics.jsonl"), "".join(json.dumps(p) + "\n" for p in curve).encode())
     table = {"method": "varm", "tensors": {name: {"math": 1.0} for name in tensors}}
     write_bytes(join(artifact.folder, "weights.json"), json.dumps(table).encode())
+    write_bytes(join(artifact.folder, "README.md"), b"# toy\n\n## Configuration\n")
     write_manifest(artifact, seconds=2.0, facts={"steps": 8})

@@ -3,7 +3,7 @@
 Reads:  the held-out corpus; the pivot's and sources' held-out distributions; the models of targets and merged; the
         manifests, fused choices, training logs and merge weights of the run.
 Writes: scores/<model>/ held-out shards of the trained models; report.json (the numbers), report.html (the page);
-        documents.parquet (nll of every document and model); MANIFEST.json.
+        documents.parquet (nll of every document and model); MANIFEST.json; the scores in the merged model's README.
 
 The trained models are scored exactly as the pivot was: its template, its engine, the same documents.
 """
@@ -26,6 +26,7 @@ from fusion_ray.recipe import OpenAIEngine, Recipe, TransformersEngine, VllmEngi
 from fusion_ray.reporting.choices import count_choices, sum_choices
 from fusion_ray.reporting.heldout import HeldOut, compare_shard, documents_table, join_shards
 from fusion_ray.reporting.history import describe_run
+from fusion_ray.reporting.model_card import add_scores
 from fusion_ray.reporting.numbers import CONTROLS, measure
 from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
@@ -75,6 +76,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
     files = _write_files(artifact, report, heldout)
+    _add_scores_to_card(artifact.inputs["merged"], report)
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
     write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
     tell(Progress("report", 1, 1))
@@ -238,6 +240,17 @@ def _make_examples(
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
+
+
+def _add_scores_to_card(merged: Artifact, report: Mapping[str, Any]) -> None:
+    """Complete the merged model's README, and its manifest with it."""
+    uri = join(merged.folder, "README.md")
+    if not exists(uri):
+        return
+    write_bytes(uri, add_scores(read_bytes(uri).decode(), report).encode())
+    manifest = read_manifest(merged.folder)
+    files = {**manifest.files, "README.md": sha256_of_file(uri)}
+    write_manifest(merged, seconds=manifest.seconds, shards=list(manifest.shards), files=files, facts=manifest.facts)
 
 
 def _write_files(artifact: Artifact, report: Mapping[str, Any], heldout: HeldOut) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The stage report over a run of tiny real models."""
 
+import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,31 @@ def test_the_pivots_score_is_the_one_its_distributions_shards_say(run: Recipe) -
     report = read_report(run.folder)
     assert report["heldout"]["bytes"] == n_bytes
     assert report["bits_per_byte_micro"]["pivot"] == pytest.approx(nats / 0.6931471805599453 / n_bytes)
+
+
+def test_samples_hold_an_answer_of_every_model_made_from_the_pivot(run: Recipe) -> None:
+    samples = read_report(run.folder)["samples"]
+    assert len(samples) == run.report.samples
+    assert all(sample["answers"].keys() == {"pivot", "sft", "target:math", "merged"} for sample in samples)
+    assert {sample["domain"] for sample in samples} == {"<b>sums</b>", "code"}
+
+
+def test_the_views_tokens_join_to_the_answers_and_nothing_is_lost_in_projection(run: Recipe) -> None:
+    views = read_report(run.folder)["views"]
+    assert len(views) == run.report.views
+    for view in views:
+        for group in view["groups"]:
+            if all("projected_real" in token for token in group["pivot"]) and group["source"]:
+                source = math.prod(token["real"] for token in group["source"])
+                assert math.prod(token["projected_real"] for token in group["pivot"]) >= source * (1 - 1e-3)
+
+
+def test_the_merged_models_card_has_the_scores_and_its_manifest_the_cards_hash(run: Recipe) -> None:
+    merged = Path(run.folder) / "5_merged"
+    card = (merged / "README.md").read_bytes()
+    assert b"| merged |" in card
+    assert read_manifest(str(merged)).files["README.md"] == hashlib.sha256(card).hexdigest()
+    assert all(status.state == "done" for status in pipeline.plan(run))
 
 
 def test_text_of_the_corpus_cannot_run_in_the_page(run: Recipe) -> None:

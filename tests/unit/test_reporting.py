@@ -16,6 +16,7 @@ from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifa
 from fusion_ray.reporting.choices import count_choices, sum_choices
 from fusion_ray.reporting.heldout import HeldOut, documents_table
 from fusion_ray.reporting.history import read_curve
+from fusion_ray.reporting.model_card import add_scores
 from fusion_ray.reporting.numbers import derive_seed, differences_to_report, measure
 from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
@@ -113,6 +114,15 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> Non
     (tmp_path / "metrics.jsonl").write_text("{}\n[1")
     with pytest.raises(CorruptArtifactError, match="line 2"):
         read_curve(str(tmp_path))
+
+
+def test_scores_stand_in_the_card_once_however_often_they_are_added() -> None:
+    card = "---\ntags: []\n---\n\n# m\n\nMerged.\n\n## Configuration\n\n```yaml\na: 1\n```\n"
+    once = add_scores(card, make_report())
+    assert add_scores(once, make_report()) == once
+    assert once.count("## Held-out bits per byte") == 1
+    assert once.index("| merged |") < once.index("## Configuration")
+    assert "<img" not in once.replace("\\<img", "")
 
 
 # --- page ------------------------------------------------------------------------------------------------------
