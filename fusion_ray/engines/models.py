@@ -15,7 +15,7 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    read_config(folder)
+    _require_folder(folder)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model", "tekken.json")
     if not any((Path(folder) / name).is_file() for name in names):
         raise EngineError(
@@ -86,8 +86,7 @@ def read_config(folder: str) -> dict[str, Any]:
         EngineError: There is no such folder, no config.json in it, or it is not JSON.
     """
     path = Path(folder) / "config.json"
-    if not Path(folder).is_dir():
-        raise EngineError(f"{folder}: no such folder. Give the path of a Hugging Face model folder.")
+    _require_folder(folder)
     if not path.is_file():
         raise EngineError(f"{folder}: it has no config.json, so it is not a Hugging Face model folder.")
     try:
@@ -97,6 +96,11 @@ def read_config(folder: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise EngineError(f"{path}: expected an object, got {type(config).__name__}.")
     return config
+
+
+def _require_folder(folder: str) -> None:
+    if not Path(folder).is_dir():
+        raise EngineError(f"{folder}: no such folder. Give the path of a Hugging Face model folder.")
 
 
 def check_weights(folder: str) -> None:
