@@ -1,6 +1,7 @@
 """What the run left behind besides scores: manifests, training logs, versions, settings."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, vers
 from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes
 
 _MOST_POINTS = 400
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
 def describe_artifact(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
@@ -41,9 +43,9 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
     return {
         "name": recipe.name,
         "seed": recipe.seed,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": hide_credentials(recipe.model_dump(mode="json")),
         "models": {
-            name: {"model": model.model, "remote_code": model.trust_remote_code}
+            name: {"model": hide_credentials(model.model), "remote_code": model.trust_remote_code}
             for name, model in recipe.models().items()
         },
         "remote_code": any(model.trust_remote_code for model in recipe.models().values()),
@@ -58,6 +60,21 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
         },
         "versions": versions(),
     }
+
+
+def hide_credentials(data: Any) -> Any:
+    """Plain data without the user and password that an address may carry; reports are made to be passed on.
+
+    >>> hide_credentials({"path": "s3://key:secret@bucket/chats"})
+    {'path': 's3://bucket/chats'}
+    """
+    if isinstance(data, str):
+        return _CREDENTIALS.sub("://", data)
+    if isinstance(data, dict):
+        return {key: hide_credentials(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [hide_credentials(item) for item in data]
+    return data
 
 
 def _in_stage_order(artifacts: Mapping[str, Artifact]) -> list[str]:
