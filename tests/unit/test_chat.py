@@ -216,7 +216,7 @@ def test_reasoning_that_the_template_drops_makes_the_row_unusable():
 
 def test_an_upper_casing_template_makes_the_row_unusable():
     loud = with_template(toy_models.byte_level_tokenizer(), toy_models.CHATML.replace("'content']", "'content']|upper"))
-    with pytest.raises(AlignmentError, match="times, not once|rewrites the answer"):
+    with pytest.raises(AlignmentError, match=r"times, not once|rewrites the answer"):
         render(loud, [user("a"), assistant("quiet")])
 
 
@@ -354,3 +354,19 @@ def test_positions_are_the_indices_of_all_answer_tokens():
     one, two = rendered.turns
     assert rendered.positions.tolist() == [*range(one.start, one.stop), *range(two.start, two.stop)]
     assert rendered.n_bytes == 2
+
+
+def test_a_tokenizer_that_is_let_go_leaves_no_table_behind():
+    import copy
+    import gc
+
+    from fusion_ray.algorithms.chat.token_ends import _TABLES
+
+    gc.collect()
+    before = len(_TABLES)
+    passing = copy.deepcopy(toy_models.byte_level_tokenizer())
+    render(passing, [user("a"), assistant("b")], "chatml")
+    assert len(_TABLES) == before + 1
+    del passing
+    gc.collect()
+    assert len(_TABLES) == before

@@ -3,8 +3,8 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import jinja2
 
@@ -107,7 +107,9 @@ def write_text(tokenizer: Any, messages: Messages, template: Template) -> str:
         raise AlignmentError(f"the chat template refuses a conversation of roles {roles}: {error}") from error
 
 
-@lru_cache(maxsize=64)
+_ENDS: WeakKeyDictionary[Any, dict[str | None, str]] = WeakKeyDictionary()
+
+
 def own_end_of_turn(tokenizer: Any, source: str | None = None) -> str:
     """The text of the token with which this model ends a turn: what its own template writes, else its EOS.
 
@@ -115,6 +117,13 @@ def own_end_of_turn(tokenizer: Any, source: str | None = None) -> str:
         tokenizer: The reader's.
         source: The template to be filled; where it is ChatML and the tokenizer knows `<|im_end|>`, that is it.
     """
+    known = _ENDS.setdefault(tokenizer, {})
+    if source not in known:
+        known[source] = _find_end_of_turn(tokenizer, source)
+    return known[source]
+
+
+def _find_end_of_turn(tokenizer: Any, source: str | None) -> str:
     if tokenizer.chat_template:
         mark = "Zq7answerZq7"
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]

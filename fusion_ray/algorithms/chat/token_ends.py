@@ -8,6 +8,7 @@ tokenizer has changed the text.
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -46,13 +47,23 @@ class TokenEnds:
     changed_T: np.ndarray
 
 
-@lru_cache(maxsize=16)
+# Weak, so that a process that opens many tokenizers does not keep them all.
+_TABLES: WeakKeyDictionary[Any, TokenTable] = WeakKeyDictionary()
+
+
 def token_table(tokenizer: Any) -> TokenTable:
-    """Read a tokenizer's vocabulary as bytes.
+    """A tokenizer's vocabulary as bytes, read once for each tokenizer object.
 
     Raises:
         RecipeError: It is not a fast tokenizer, so it has no offset mapping.
     """
+    table = _TABLES.get(tokenizer)
+    if table is None:
+        table = _TABLES[tokenizer] = _read_table(tokenizer)
+    return table
+
+
+def _read_table(tokenizer: Any) -> TokenTable:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise RecipeError(
