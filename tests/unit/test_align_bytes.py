@@ -255,8 +255,9 @@ def test_strings_forgotten_for_want_of_room_change_nothing() -> None:
 
 def test_a_projector_refuses_counts_and_ends_of_another_vocabulary() -> None:
     tokenizer = toy_tokenizer("byte_bpe")
-    with pytest.raises(AlignmentError, match="3 token counts"):
-        build_projector(tokenizer, tokenizer, counts_U=np.ones(3))
+    for counts_U in (np.ones(10_000), np.array([np.nan])):
+        with pytest.raises(AlignmentError, match=f"{len(counts_U)} token counts"):
+            build_projector(tokenizer, tokenizer, counts_U=counts_U)
     with pytest.raises(AlignmentError, match=f"pivot: the end-of-turn token {10**6}"):
         build_projector(tokenizer, tokenizer, pivot_end=10**6)
 
@@ -284,3 +285,13 @@ def test_a_normalised_answer_is_aligned_and_counted_and_not_refused() -> None:
     assert projection.covered_T.all()
     assert projection.counts["differing"] == 3
     assert projection.violation_nats < 1e-4
+
+
+def test_tokens_past_the_counted_ids_did_not_occur() -> None:
+    tokenizer = toy_tokenizer("byte_bpe")
+    short = build_projector(tokenizer, tokenizer, counts_U=np.arange(10.0)).shares
+    padded = build_projector(tokenizer, tokenizer, counts_U=np.pad(np.arange(10.0), (0, 500))).shares
+    np.testing.assert_array_equal(short.byte_running, padded.byte_running)
+    assert short.byte_running[-1] == pytest.approx(1.0)
+    even = build_projector(tokenizer, tokenizer, counts_U=np.zeros(10)).shares
+    assert np.diff(even.byte_running)[np.diff(even.byte_running) > 0].std() < 1e-9

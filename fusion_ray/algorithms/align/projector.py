@@ -75,12 +75,12 @@ def build_projector(
     Args:
         pivot_tokenizer, source_tokenizer: Hugging Face fast tokenizers.
         pivot_end, source_end: The end-of-turn tokens of the two chat templates.
-        counts_U: How often each source token occurs in the corpus; all alike where None.
+        counts_U: How often each source token occurs in the corpus, by id; all alike where None or all zero.
         max_strings: Longer strings that are remembered before the memory is emptied.
 
     Raises:
         RecipeError: A tokenizer whose tokens do not join to the text.
-        AlignmentError: Counts of another vocabulary, or an end-of-turn token outside of it.
+        AlignmentError: Counts that are not finite or of other ids, or an end-of-turn token outside of it.
     """
     pivot, source = read_vocabulary(pivot_tokenizer), read_vocabulary(source_tokenizer)
     _check_ends(pivot, pivot_end, "pivot")
@@ -133,14 +133,19 @@ def _order_shares(rows: list[list[int]], source: Vocabulary, counts_U: np.ndarra
 
 
 def _share_of_corpus(source: Vocabulary, counts_U: np.ndarray | None) -> np.ndarray:
-    if counts_U is not None and (len(counts_U) != len(source) or not np.isfinite(counts_U).all()):
-        raise AlignmentError(
-            f"source: {len(counts_U)} token counts for a vocabulary of {len(source)} tokens; expected one finite count "
-            "for each token. Count the corpus with the source's own tokenizer."
-        )
-    weights_U = np.ones(len(source)) if counts_U is None or not counts_U.any() else counts_U.astype(np.float64)
-    weights_U = np.where(source.is_special_V, 0.0, weights_U)
-    return weights_U / max(weights_U.sum(), 1e-300)
+    weights_U = np.zeros(len(source))
+    if counts_U is not None:
+        if not np.isfinite(counts_U).all() or counts_U[len(source) :].any():
+            raise AlignmentError(
+                f"source: {len(counts_U)} token counts, for a vocabulary of {len(source)} tokens, that are not finite "
+                "or count other ids; expected counts by token id. Count the corpus with the source's own tokenizer."
+            )
+        known = min(len(counts_U), len(source))  # ids past the last one counted did not occur
+        weights_U[:known] = counts_U[:known]
+    weights_U[source.is_special_V] = 0.0
+    if not weights_U.any():
+        weights_U = np.where(source.is_special_V, 0.0, 1.0)
+    return weights_U / max(weights_U.sum(), 1.0)
 
 
 def _running(shares: np.ndarray) -> np.ndarray:

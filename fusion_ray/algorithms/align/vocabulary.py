@@ -158,9 +158,13 @@ def _reader(data: dict[str, Any]) -> Any:
 
 
 def _read_byte_level(alphabet: dict[str, int]) -> Any:
+    letters = dict.fromkeys(range(256), "\uffff") | {ord(letter): chr(byte) for letter, byte in alphabet.items()}
+
     def read(token: str) -> bytes:
-        letters = [alphabet.get(letter, -1) for letter in token]
-        return token.encode() if -1 in letters else bytes(letters)
+        try:
+            return token.translate(letters).encode("latin-1")
+        except UnicodeEncodeError:  # a letter that writes no byte: the token stands for its text
+            return token.encode()
 
     return read
 
