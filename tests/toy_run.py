@@ -22,7 +22,7 @@ HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=al
 def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = None) -> Recipe:
     """A pivot, one source of another tokenizer, chats of two domains; some of the text is hostile."""
     pivot = save_toy(folder / "pivot", "llama", byte_level_tokenizer())
-    math = save_toy(folder / "math", "qwen2", sentencepiece_tokenizer())
+    math = save_toy(folder / "math", "gpt_neox", sentencepiece_tokenizer())
     chats = [_chat(row) for row in range(rows)]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return parse_recipe(

@@ -14,8 +14,9 @@ from fusion_ray.algorithms.chat import choose_template
 from fusion_ray.engines.generator import generate_greedy
 from fusion_ray.engines.models import load_model
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, RenderSettings, render_rows
-from fusion_ray.errors import CorruptArtifactError
+from fusion_ray.errors import ArtifactError, CorruptArtifactError
 from fusion_ray.reporting.heldout import compare_shard, join_shards
+from fusion_ray.reporting.numbers import measure
 from fusion_ray.reporting.samples import make_prompt, pick_documents
 from fusion_ray.storage.chats import CORPUS_SCHEMA
 
@@ -97,6 +98,11 @@ def test_rows_that_a_model_could_not_score_are_left_out_for_all() -> None:
     assert heldout.left_out == {"r1": "merged: not finite"}
     assert heldout.scores.row("pivot") == pytest.approx(2 * heldout.scores.row("merged"))
     assert heldout.scores.bytes_N.tolist() == [len("two") + len("four and more")]
+
+
+def test_a_run_without_held_out_chats_says_what_to_raise() -> None:
+    with pytest.raises(ArtifactError, match=r"held-out split is empty.*Raise corpus.heldout"):
+        measure(join_shards(["pivot", "merged"], []), 100, 0)
 
 
 def test_scores_of_other_rows_are_refused() -> None:

@@ -38,9 +38,11 @@ def bin_confidences(confidence_T: np.ndarray, right_T: np.ndarray) -> Bins:
 
 
 def sum_bins(parts: Iterable[Bins]) -> Bins:
-    """The bins of all parts together."""
-    tokens, confidence, right = (np.sum(columns, axis=0) for columns in zip(*parts, strict=True))
-    return Bins(tokens, confidence, right)
+    """The bins of all parts together; empty ones where there are no parts."""
+    total = np.zeros((3, N_BINS))
+    for part in parts:
+        total += np.array(part)
+    return Bins(*total)
 
 
 def calibration_error(bins: Bins) -> float:
