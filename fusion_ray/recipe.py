@@ -167,6 +167,8 @@ class Targets(Section):
     """How the pivot is fine-tuned into one target per source; defaults are the paper's."""
 
     lambda_: float = Field(0.9, ge=0, le=1)
+    lambda_end: float | None = Field(None, ge=0, le=1)
+    gate: Literal["none", "online"] = "none"
     divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
     tail: Literal["bucket", "renormalise"] = "bucket"
     temperature: float = Field(1.0, gt=0)

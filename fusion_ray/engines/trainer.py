@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from fusion_ray.algorithms.fuse.packing import Batch, Step, plan_epoch
 from fusion_ray.algorithms.fuse.schedule import learning_rate_share
 from fusion_ray.engines.deepspeed import Engine
 from fusion_ray.engines.training_data import TrainingBatch, TrainingRows, check_rows, empty_batch, make_batch
-from fusion_ray.errors import NonFiniteError
+from fusion_ray.engines.validation import Measured, Validation
+from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.recipe import Targets
 
 _PAD_ID = 0  # Any id will do: padding is a document of its own, and nothing is learnt from it.
@@ -40,6 +41,7 @@ class StepReport:
         gold: Cross-entropy of the gold tokens.
         soft: Divergence from the target distribution, over the positions that have one; 0 where none has.
         bits_per_byte: Of the validation rows after this update, where it was measured.
+        overtaken: `domain/model number` of the teachers that teach no more from here on (`gate: online`).
     """
 
     step: int
@@ -53,6 +55,7 @@ class StepReport:
     tokens: int
     tokens_per_s: float
     bits_per_byte: float | None = None
+    overtaken: tuple[str, ...] = ()
 
 
 Report = Callable[[StepReport], None]
@@ -74,6 +77,7 @@ class Trainer:
         self.rank = torch.distributed.get_rank()
         self.workers = torch.distributed.get_world_size()
         self.history: list[StepReport] = []
+        self.overtaken: frozenset[tuple[str, int]] = frozenset()
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -106,26 +110,38 @@ class Trainer:
         """
         check_rows(train, self.engine.vocabulary, "the fused set's train split")
         done = self._restore(resume_from) if resume_from else 0
-        per_epoch = len(self._plan(train, 0))
+        judge = None if validation is None else Validation(validation)
+        if judge is None and self.settings.gate == "online":
+            raise RecipeError("targets.gate: online judges on validation rows; expected some. Set corpus.validation.")
+        if judge is not None and not done and self.settings.gate == "online":
+            self.overtaken = judge.overtaken(self.measure(judge))
+        per_epoch = len(self._plan(train.lengths_N, 0))
         total = max(1, math.ceil(self.settings.epochs * per_epoch - 1e-9))
         epoch, plan = -1, list[Step]()
         for step in range(done, total):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                plan = self._plan(train, epoch)
+                plan = self._plan(train.lengths_N, epoch)
             line = self._run_step(train, plan[step % per_epoch], step, total, per_epoch)
             ends = step + 1 == total or (step + 1) % per_epoch == 0
-            if validation is not None and ends:
-                line = StepReport(**{**asdict(line), "bits_per_byte": self.measure(validation)})
+            if judge is not None and ends:
+                line = self._judge(judge, line)
             self.history.append(line)
             report(line)
             if save is not None and step + 1 < total and (step + 1) % self.settings.checkpoint_every_steps == 0:
                 self._save(save, step + 1)
         return self.history
 
-    def _plan(self, rows: TrainingRows, epoch: int) -> list[Step]:
+    def _judge(self, judge: Validation, line: StepReport) -> StepReport:
+        measured = self.measure(judge)
+        if self.settings.gate == "online":
+            self.overtaken = judge.overtaken(measured)
+        named = tuple(sorted(f"{domain}/{model}" for domain, model in self.overtaken))
+        return replace(line, bits_per_byte=measured.overall, overtaken=named)
+
+    def _plan(self, lengths_N: np.ndarray, epoch: int) -> list[Step]:
         return plan_epoch(
-            rows.lengths_N,
+            lengths_N,
             tokens_per_step=self.settings.tokens_per_step,
             tokens_per_batch=self.settings.tokens_per_batch,
             seed=self.seed,
@@ -141,10 +157,11 @@ class Trainer:
         # DeepSpeed averages gradients over the workers; the loss is a mean over the answers of all of them.
         denominator = answers / self.workers
         mine = self._my_batches(step.batches)
+        lambda_ = self._lambda(number, total)
         for position, batch in enumerate(mine):
             last = position + 1 == len(mine)
             self.engine.before_batch(last=last)
-            laid_out = self._lay_out(rows, batch)
+            laid_out = self._lay_out(rows, batch, lambda_)
             loss, gold_N, soft_N = self.engine.core(laid_out, denominator)
             self.engine.accumulate(loss, last=last)
             tally.add(laid_out, gold_N, soft_N)
@@ -176,32 +193,32 @@ class Trainer:
         padded: list[Batch | None] = [*batches, *([None] * (rounds * self.workers - len(batches)))]
         return padded[self.rank :: self.workers]
 
-    def _lay_out(self, rows: TrainingRows, batch: Batch | None) -> TrainingBatch:
+    def _lambda(self, number: int, total: int) -> float:
+        """The weight of gold in update `number`: constant, or on a straight line to `lambda_end`."""
+        start, end = self.settings.lambda_, self.settings.lambda_end
+        return start if end is None else start + (end - start) * number / max(1, total - 1)
+
+    def _lay_out(self, rows: TrainingRows, batch: Batch | None, lambda_: float) -> TrainingBatch:
         if batch is None:
             made = empty_batch(_PAD_ID)
         else:
-            made = make_batch(rows, batch, self.settings, lambda_=self.settings.lambda_, pad_id=_PAD_ID)
+            made = make_batch(rows, batch, self.settings, lambda_=lambda_, pad_id=_PAD_ID, overtaken=self.overtaken)
         return made.to(self.engine.device)
 
     @torch.no_grad()
-    def measure(self, rows: TrainingRows) -> float:
-        """Bits per byte over all rows whose answer's bytes are known; NaN where none is.
-
-        The model is left in training mode.
-        """
-        plan = self._plan(rows, 0)
+    def measure(self, judge: Validation) -> Measured:
+        """Bits per byte of the validation rows; the model is left in training mode."""
         self.engine.core.eval()
-        tally = _Tally(self.engine.device)
-        n_bytes = 0
-        for step in plan:
+        nll_nats_N = torch.zeros(len(judge.rows), dtype=torch.float64)
+        for step in self._plan(judge.lengths_N, 0):
             for batch in self._my_batches(step.batches):
-                laid_out = self._lay_out(rows, batch)
-                _, gold_N, soft_N = self.engine.core(laid_out, 1.0)
-                tally.add(laid_out, gold_N, soft_N)
-            n_bytes += sum(rows.answer_bytes(row) for row in step.rows)
+                laid_out = self._lay_out(judge.rows, batch, 1.0)
+                _, gold_N, _ = self.engine.core(laid_out, 1.0)
+                nll_nats_N.index_add_(0, torch.from_numpy(laid_out.row_N), gold_N.double().cpu())
         self.engine.core.train()
-        nll_nats = tally.reduce(rows, len(self.history) + 1).gold
-        return nll_nats / math.log(2.0) / n_bytes if n_bytes else math.nan
+        everywhere_N = nll_nats_N.to(self.engine.device)
+        torch.distributed.all_reduce(everywhere_N)
+        return judge.summarise(everywhere_N.cpu().numpy())
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
@@ -211,7 +228,9 @@ class Trainer:
             state = {key: tensor.contiguous() for key, tensor in self.engine.state().items()}
             save_file(state, folder / f"worker-{self.rank}.safetensors")
             if self.rank == 0:
-                progress = {"step": step, "workers": self.workers, "history": [asdict(line) for line in self.history]}
+                history = [asdict(line) for line in self.history]
+                progress = {"step": step, "workers": self.workers, "history": history}
+                progress["overtaken"] = sorted(self.overtaken)
                 (folder / _PROGRESS).write_text(json.dumps(progress))
             save(folder, step)
 
@@ -219,7 +238,8 @@ class Trainer:
         progress = json.loads((folder / _PROGRESS).read_text())
         path = folder / f"worker-{self.rank}.safetensors"
         self.engine.load_state(load_file(path) if path.exists() and progress["workers"] == self.workers else {})
-        self.history = [StepReport(**line) for line in progress["history"]]
+        self.history = [StepReport(**{**line, "overtaken": tuple(line["overtaken"])}) for line in progress["history"]]
+        self.overtaken = frozenset((domain, model) for domain, model in progress["overtaken"])
         return int(progress["step"])
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,10 +12,12 @@ from toy_fused import toy_fused
 from toy_models import byte_level_tokenizer, save_toy
 from transformers import AutoModelForCausalLM
 
+from fusion_ray.algorithms.fuse.packing import Batch
 from fusion_ray.engines.export import export_model
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.trainer import Trainer
-from fusion_ray.engines.training_data import TrainingRows
+from fusion_ray.engines.training_data import TrainingRows, make_batch
+from fusion_ray.engines.validation import Measured, Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.recipe import Targets
 
@@ -198,3 +201,47 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 def test_offload_needs_a_zero_stage(pivot: str) -> None:
     with pytest.raises(RecipeError, match="zero_stage"):
         Trainer(pivot, settings(offload=True), seed=0)
+
+
+def test_lambda_may_move_on_a_straight_line(pivot: str) -> None:
+    history = Trainer(pivot, settings(lambda_=0.0, lambda_end=1.0, epochs=1), seed=0).fit(rows())
+    assert history[0].loss < history[0].gold
+    assert history[-1].loss == pytest.approx(history[-1].gold, rel=1e-6)
+    assert history[-1].soft == 0
+
+
+def test_an_overtaken_teacher_stops_teaching_in_its_domain_only(pivot: str) -> None:
+    trainer = Trainer(pivot, settings(gate="online", epochs=3), seed=0)
+    validation = rows(seed=1)
+    judge = Validation(validation)
+    at_first = trainer.measure(judge)
+    # The toy's pivot scores 0.25 and its source 1.0 bits per byte: a random model has overtaken neither.
+    assert not judge.overtaken(at_first)
+    odd_only = Measured(0.5, {**at_first.by_domain, "odd": 0.5})
+    assert judge.overtaken(odd_only) == {("odd", 1)}
+    trainer.overtaken = frozenset({("odd", 1)})
+    batch = Batch(64, ((4,), (5,)))
+    taught = make_batch(validation, batch, trainer.settings, lambda_=0.5, pad_id=0, overtaken=trainer.overtaken)
+    chosen_N = np.concatenate([validation[4].chosen_T, validation[5].chosen_T])
+    expected_N = (chosen_N >= 0) & ~((taught.row_N == 5) & (chosen_N == 1))
+    assert ((taught.target.lambda_N < 1).numpy() == expected_N).all()
+
+
+def test_the_online_gate_follows_the_validation_rows(pivot: str) -> None:
+    trainer = Trainer(pivot, settings(gate="online", epochs=12, learning_rate=1e-2), seed=0)
+    history = trainer.fit(rows(), rows())
+    measured = [line for line in history if line.bits_per_byte is not None]
+    assert len(measured) == 12
+    assert measured[0].overtaken == ()
+    assert {"even/1", "odd/1"} <= set(measured[-1].overtaken), "both domains fell below the source's 1.0"
+
+
+def test_the_online_gate_needs_validation_rows(pivot: str) -> None:
+    with pytest.raises(RecipeError, match=r"corpus\.validation"):
+        Trainer(pivot, settings(gate="online"), seed=0).fit(rows())
+
+
+def test_validation_rows_without_known_bytes_give_no_number(pivot: str) -> None:
+    table = toy_fused(8, vocabulary=280).drop_columns(["n_bytes"])
+    history = Trainer(pivot, settings(epochs=1), seed=0).fit(rows(), TrainingRows([table], max_length=64))
+    assert history[-1].bits_per_byte is None
