@@ -39,9 +39,6 @@ def one_model(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     inner = value.get("model", value)
-    extra = sorted(key for key, found in value.items() if key in ("lora", "override_architecture") and found)
-    if extra:
-        raise ValueError(f"'{extra[0]}' is not supported: {_UNSUPPORTED[extra[0]]}")
     if isinstance(inner, dict):
         return f"{inner['path']}@{inner['revision']}" if inner.get("revision") else inner.get("path")
     return inner
@@ -197,6 +194,7 @@ def parse_config(data: Any, where: str = "merge config") -> MergekitConfig:
     """Check one document; see `read_config`."""
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: expected a mapping with merge_method, got {type(data).__name__}.")
+    _refuse_unsupported(data, where)
     try:
         return MergekitConfig.model_validate(data)
     except ValidationError as error:
@@ -204,10 +202,20 @@ def parse_config(data: Any, where: str = "merge config") -> MergekitConfig:
 
 
 def explain(item: Any) -> str:
+    """One complaint of pydantic in our words."""
     place = ".".join(str(part) for part in item["loc"])
-    last = str(item["loc"][-1]) if item["loc"] else ""
-    if item["type"] == "extra_forbidden" and last in _UNSUPPORTED:
-        return f"'{place}' is not supported: {_UNSUPPORTED[last]}"
-    if item["type"] == "extra_forbidden":
-        return f"unknown key '{place}'"
     return f"{place + ': ' if place else ''}{item['msg'].removeprefix('Value error, ')}"
+
+
+def _refuse_unsupported(data: Any, where: str) -> None:
+    """Name what mergekit knows and we do not, before it is taken for a misspelt key."""
+    if isinstance(data, list):
+        for item in data:
+            _refuse_unsupported(item, where)
+    if not isinstance(data, dict):
+        return
+    for key, value in data.items():
+        if key in _UNSUPPORTED and value is not None:
+            raise RecipeError(f"{where}: '{key}' is not supported: {_UNSUPPORTED[key]}.")
+        if key not in ("parameters", "tokens"):
+            _refuse_unsupported(value, where)

@@ -28,5 +28,6 @@ def merge_linear(tensor: BlockedTensor, weights_M: Sequence[float], normalize: b
 
 def combine(tensor: BlockedTensor, weights_M: np.ndarray) -> MergedTensor:
     """Sum the models, each times its weight, as it is."""
+    weights_M = np.asarray(weights_M, dtype=np.float64)
     blocks = (mix(block.values_MRC, weights_M) for block in tensor.blocks())
     return MergedTensor(tuple(float(weight) for weight in weights_M), blocks)

@@ -50,8 +50,10 @@ def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect 
 
 
 def _find_cut(tensor: BlockedTensor, select_topk: float) -> Cut:
-    varied = sum(int(np.count_nonzero(scores_JRC)) for scores_JRC in _variances(tensor))
-    (cut,) = find_cuts(lambda: _variances(tensor), [int(varied * select_topk)], largest=True)
+    def count(varied_J: np.ndarray) -> list[int]:
+        return [int(varied * select_topk) for varied in varied_J]
+
+    (cut,) = find_cuts(lambda: _variances(tensor), count, largest=True)
     return cut
 
 
@@ -73,19 +75,24 @@ def _select(tensor: BlockedTensor, cut: Cut | None) -> Iterator[tuple[np.ndarray
 def _variance(values_MRC: np.ndarray) -> np.ndarray:
     """Population variance of the deltas across targets, float32 [R, C]."""
     models, rows, columns = values_MRC.shape
+    targets = models - 1
     variance_RC = np.empty((rows, columns), dtype=np.float32)
+    mean_C = np.empty(columns, dtype=np.float64)
+    total_C = np.empty(columns, dtype=np.float64)
     for r in range(rows):
+        mean_C[:] = 0.0
+        total_C[:] = 0.0
+        for m in range(1, models):
+            for c in range(columns):
+                mean_C[c] += np.float64(values_MRC[m, r, c] - values_MRC[0, r, c])
         for c in range(columns):
-            pivot = values_MRC[0, r, c]
-            mean = 0.0
-            for m in range(1, models):
-                mean += np.float64(values_MRC[m, r, c] - pivot)
-            mean /= models - 1
-            total = 0.0
-            for m in range(1, models):
-                off = np.float64(values_MRC[m, r, c] - pivot) - mean
-                total += off * off
-            variance_RC[r, c] = total / (models - 1)
+            mean_C[c] /= targets
+        for m in range(1, models):
+            for c in range(columns):
+                off = np.float64(values_MRC[m, r, c] - values_MRC[0, r, c]) - mean_C[c]
+                total_C[c] += off * off
+        for c in range(columns):
+            variance_RC[r, c] = total_C[c] / targets
     return variance_RC
 
 
@@ -94,14 +101,12 @@ def _squares(values_MRC: np.ndarray, selected_RC: np.ndarray) -> np.ndarray:
     """Sum of squared selected deltas of each row, float64 [J, R]."""
     models, rows, columns = values_MRC.shape
     sums_JR = np.zeros((models - 1, rows), dtype=np.float64)
-    for j in range(models - 1):
-        for r in range(rows):
-            total = 0.0
-            for c in range(columns):
-                if selected_RC[r, c]:
+    for r in range(rows):
+        for c in range(columns):
+            if selected_RC[r, c]:
+                for j in range(models - 1):
                     delta = np.float64(values_MRC[j + 1, r, c] - values_MRC[0, r, c])
-                    total += delta * delta
-            sums_JR[j, r] = total
+                    sums_JR[j, r] += delta * delta
     return sums_JR
 
 
@@ -110,22 +115,24 @@ def _erase_and_mix(values_MRC: np.ndarray, selected_RC: np.ndarray, weights_J: n
     """Mix the deltas that have the sign of their sum; where none is left, or nothing is selected, the pivot."""
     models, rows, columns = values_MRC.shape
     merged_RC = np.empty((rows, columns), dtype=np.float32)
+    sum_C = np.empty(columns, dtype=np.float64)
+    mixed_C = np.empty(columns, dtype=np.float64)
+    weight_C = np.empty(columns, dtype=np.float64)
     for r in range(rows):
+        sum_C[:] = 0.0
+        mixed_C[:] = 0.0
+        weight_C[:] = 0.0
+        for m in range(1, models):
+            for c in range(columns):
+                sum_C[c] += np.float64(values_MRC[m, r, c] - values_MRC[0, r, c])
+        for m in range(1, models):
+            for c in range(columns):
+                delta = np.float64(values_MRC[m, r, c] - values_MRC[0, r, c])
+                agrees = delta > 0.0 if sum_C[c] >= 0.0 else delta < 0.0
+                weight = weights_J[m - 1] if agrees else 0.0
+                mixed_C[c] += weight * delta
+                weight_C[c] += weight
         for c in range(columns):
-            pivot = values_MRC[0, r, c]
-            merged_RC[r, c] = pivot
-            if not selected_RC[r, c]:
-                continue
-            total = 0.0
-            for m in range(1, models):
-                total += np.float64(values_MRC[m, r, c] - pivot)
-            mixed = 0.0
-            weight = 0.0
-            for m in range(1, models):
-                delta = np.float64(values_MRC[m, r, c] - pivot)
-                if delta != 0.0 and (delta > 0.0) == (total >= 0.0):
-                    mixed += weights_J[m - 1] * delta
-                    weight += weights_J[m - 1]
-            if weight > 0.0:
-                merged_RC[r, c] = pivot + mixed / weight
+            moves = selected_RC[r, c] and weight_C[c] > 0.0
+            merged_RC[r, c] = values_MRC[0, r, c] + mixed_C[c] / weight_C[c] if moves else values_MRC[0, r, c]
     return merged_RC

@@ -13,6 +13,7 @@ import numpy as np
 
 # Gives the blocks of a tensor anew each time: float32 scores [J, R, C], not negative.
 Scores = Callable[[], Iterator[np.ndarray]]
+Counts = Sequence[int] | Callable[[np.ndarray], Sequence[int]]
 _BINS = 1 << 16
 
 
@@ -23,20 +24,25 @@ class Cut(NamedTuple):
     ties: int
 
 
-def find_cuts(scores: Scores, counts_J: Sequence[int], *, largest: bool) -> list[Cut]:
+def find_cuts(scores: Scores, counts: Counts, *, largest: bool) -> list[Cut]:
     """Find the cuts that select so many of the largest (or smallest) elements, one for each of J rows of scores.
 
     Args:
         scores: The scores, block by block; called twice.
-        counts_J: How many elements to select, at least 0 and at most all.
+        counts: How many elements to select of each row, at least 0 and at most all; or what says so, given how many
+            of each row are not 0.
         largest: Whether to select from the top.
     """
-    targets = len(counts_J)
-    high_JB = np.zeros((targets, _BINS), dtype=np.int64)
-    for scores_JRC in scores():
-        _count_high(_as_bits(scores_JRC), high_JB)
+    high_JB, nonzero_J = np.zeros((1, _BINS), dtype=np.int64), np.zeros(1, dtype=np.int64)
+    for number, scores_JRC in enumerate(scores()):
+        if number == 0:
+            high_JB, nonzero_J = (np.repeat(zeros, len(scores_JRC), axis=0) for zeros in (high_JB, nonzero_J))
+        nonzero_J += _count_high(_as_bits(scores_JRC), high_JB)
+    counts_J = counts(nonzero_J) if callable(counts) else counts
+    if not high_JB.any():  # An empty tensor.
+        return [Cut(0.0, 0)] * len(counts_J)
     bins_J = np.array([_find_bin(high_JB[j], count, largest) for j, count in enumerate(counts_J)])
-    low_JB = np.zeros((targets, _BINS), dtype=np.int64)
+    low_JB = np.zeros_like(high_JB)
     for scores_JRC in scores():
         _count_low(_as_bits(scores_JRC), bins_J, low_JB)
     return [_find_cut(high_JB[j], low_JB[j], int(bins_J[j]), count, largest) for j, count in enumerate(counts_J)]
@@ -65,10 +71,14 @@ def _as_bits(scores_JRC: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_high(bits_JN: np.ndarray, counts_JB: np.ndarray) -> None:
+def _count_high(bits_JN: np.ndarray, counts_JB: np.ndarray) -> np.ndarray:
+    """Count into bins, and count what is not 0."""
+    nonzero_J = np.zeros(bits_JN.shape[0], dtype=np.int64)
     for j in range(bits_JN.shape[0]):
         for n in range(bits_JN.shape[1]):
             counts_JB[j, bits_JN[j, n] >> 16] += 1
+            nonzero_J[j] += bits_JN[j, n] != 0
+    return nonzero_J
 
 
 @numba.njit(cache=True, nogil=True)

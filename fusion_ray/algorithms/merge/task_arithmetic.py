@@ -54,12 +54,8 @@ def merge_deltas(tensor: BlockedTensor, mixing: Mixing, masks: Masks, *, elect: 
     def blocks() -> Iterator[np.ndarray]:
         scales_J = _measure_scales(tensor, masks) if mixing.rescale else np.ones(len(weights_J))
         for block, keep_JRC in zip(tensor.blocks(), masks(), strict=True):
-            models, rows, columns = block.values_MRC.shape
-            flat_MN = np.ascontiguousarray(block.values_MRC).reshape(models, rows * columns)
-            keep_JN = keep_JRC.reshape(models - 1, rows * columns)
             factor = mixing.lambda_ if elect or not mixing.normalize else mixing.lambda_ / total
-            merge = _merge_elected if elect else _merge_all
-            yield merge(flat_MN, keep_JN, weights_J, scales_J, mixing.normalize, factor).reshape(rows, columns)
+            yield _merge(block.values_MRC, keep_JRC, weights_J, scales_J, mixing.normalize, factor, elect)
 
     return MergedTensor(tuple(float(weight) for weight in weights_J), blocks())
 
@@ -81,44 +77,40 @@ def _measure_scales(tensor: BlockedTensor, masks: Masks) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_all(
-    values_MN: np.ndarray, keep_JN: np.ndarray, weights_J: np.ndarray, scales_J: np.ndarray, _: bool, factor: float
-) -> np.ndarray:
-    merged_N = np.empty(values_MN.shape[1], dtype=np.float32)
-    for n in range(len(merged_N)):
-        mixed = 0.0
-        for j in range(len(weights_J)):
-            if keep_JN[j, n]:
-                mixed += np.float64(values_MN[j + 1, n] - values_MN[0, n]) * scales_J[j] * weights_J[j]
-        merged_N[n] = values_MN[0, n] + mixed * factor
-    return merged_N
-
-
-@numba.njit(cache=True, nogil=True)
-def _merge_elected(
-    values_MN: np.ndarray,
-    keep_JN: np.ndarray,
+def _merge(
+    values_MRC: np.ndarray,
+    keep_JRC: np.ndarray,
     weights_J: np.ndarray,
     scales_J: np.ndarray,
     normalize: bool,
     factor: float,
+    elect: bool,
 ) -> np.ndarray:
-    targets = len(weights_J)
-    merged_N = np.empty(values_MN.shape[1], dtype=np.float32)
-    deltas_J = np.empty(targets, dtype=np.float64)
-    for n in range(len(merged_N)):
-        total = 0.0
-        for j in range(targets):
-            delta = np.float64(values_MN[j + 1, n] - values_MN[0, n])
-            deltas_J[j] = delta * scales_J[j] * weights_J[j] if keep_JN[j, n] else 0.0
-            total += deltas_J[j]
-        mixed = 0.0
-        divisor = 0.0
-        for j in range(targets):
-            if deltas_J[j] != 0.0 and (deltas_J[j] > 0.0) == (total >= 0.0):
-                mixed += deltas_J[j]
-                divisor += weights_J[j]
-        if normalize and divisor != 0.0:
-            mixed /= divisor
-        merged_N[n] = values_MN[0, n] + mixed * factor
-    return merged_N
+    models, rows, columns = values_MRC.shape
+    merged_RC = np.empty((rows, columns), dtype=np.float32)
+    sum_C = np.empty(columns, dtype=np.float64)
+    mixed_C = np.empty(columns, dtype=np.float64)
+    divisor_C = np.empty(columns, dtype=np.float64)
+    for r in range(rows):
+        sum_C[:] = 0.0
+        mixed_C[:] = 0.0
+        divisor_C[:] = 0.0
+        for j in range(models - 1):
+            scale = scales_J[j] * weights_J[j]
+            for c in range(columns):
+                delta = np.float64(values_MRC[j + 1, r, c] - values_MRC[0, r, c]) * scale
+                sum_C[c] += delta if keep_JRC[j, r, c] else 0.0
+        if elect:
+            for j in range(models - 1):
+                scale = scales_J[j] * weights_J[j]
+                for c in range(columns):
+                    delta = np.float64(values_MRC[j + 1, r, c] - values_MRC[0, r, c]) * scale
+                    agrees = keep_JRC[j, r, c] and (delta > 0.0 if sum_C[c] >= 0.0 else delta < 0.0)
+                    mixed_C[c] += delta if agrees else 0.0
+                    divisor_C[c] += weights_J[j] if agrees else 0.0
+        for c in range(columns):
+            mixed = sum_C[c]
+            if elect:
+                mixed = mixed_C[c] / divisor_C[c] if normalize and divisor_C[c] != 0.0 else mixed_C[c]
+            merged_RC[r, c] = values_MRC[0, r, c] + mixed * factor
+    return merged_RC
