@@ -112,6 +112,7 @@ class Distributions(Section):
     gpus_per_actor: float = Field(0, ge=0)
     max_length: int = Field(2048, ge=8)
     too_long: Literal["cut", "reject"] = "cut"
+    store: Literal["compact", "plain"] = "compact"
     max_rejected: Share = 0.01
     wait_s: float = Field(600, gt=0)
 

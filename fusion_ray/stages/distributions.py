@@ -24,6 +24,7 @@ from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.topk_codec import compact_topk
 
 
 def build_distributions(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
@@ -126,6 +127,7 @@ class _Score:
     def __init__(self, recipe: Recipe, model: Model, artifact: Artifact) -> None:
         settings = recipe.distributions
         self.artifact = artifact
+        self.compact = settings.store == "compact"
         self.scorer: Scorer = make_scorer(
             model.engine or settings.engine,
             artifact.models["model"].folder,
@@ -138,5 +140,6 @@ class _Score:
     def __call__(self, batch: pa.Table) -> pa.Table:
         path = batch["path"][0].as_py()
         scored = score_rows(cluster.from_ipc(batch["rendered"][0].as_py()), self.scorer)
-        record = write_shard(self.artifact.folder, path, scored, self.artifact.fingerprint, sum_scores(scored))
+        table = compact_topk(scored) if self.compact else scored
+        record = write_shard(self.artifact.folder, path, table, self.artifact.fingerprint, sum_scores(scored))
         return cluster.result_table(asdict(record))

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
-from fusion_ray.storage.filesystem import exists, join, locate, read_bytes, write_bytes
+from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
+from fusion_ray.storage.topk_codec import expand_topk, is_compact
 
 _FOOTER_KEY = b"fusion_ray"
 SPLITS = ("train", "validation", "heldout")
@@ -77,6 +78,8 @@ def find_shard(folder: str, path: str, fingerprint: str) -> ShardRecord | None:
 def read_shard(folder: str, record: ShardRecord, columns: list[str] | None = None) -> pa.Table:
     """Read a shard that a manifest lists, after checking its bytes against the manifest.
 
+    Distributions in compact columns come back as plain ones; see `topk_codec`.
+
     Raises:
         CorruptArtifactError: The bytes differ from what the manifest recorded, or are not Parquet.
     """
@@ -90,11 +93,10 @@ def read_shard(folder: str, record: ShardRecord, columns: list[str] | None = Non
             "then run again to rebuild it."
         )
     try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        if not is_compact(parquet.schema_arrow.names):
+            return parquet.read(columns)
+        table = expand_topk(parquet.read())
+        return table.select(columns) if columns else table
     except (pa.ArrowException, OSError) as error:
         raise CorruptArtifactError(f"{uri}: not readable as Parquet ({error}).") from error
-
-
-def is_remote(folder: str) -> bool:
-    """Whether a folder is on an object store."""
-    return not locate(folder).is_local

@@ -8,7 +8,7 @@
 docs/formats.md describes the columns for readers in other languages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +55,18 @@ def compact_topk(table: pa.Table) -> pa.Table:
     return table.drop_columns(list(PLAIN_COLUMNS))
 
 
+def is_compact(columns: Sequence[str]) -> bool:
+    """Whether these are the columns of a compact shard."""
+    return _DICTIONARY in columns
+
+
 def expand_topk(table: pa.Table) -> pa.Table:
     """Undo `compact_topk`; a table with plain columns comes back as it is.
 
     Raises:
         CorruptArtifactError: The columns do not fit together, or rows of the shard are missing.
     """
-    if _DICTIONARY not in table.column_names:
+    if not is_compact(table.column_names):
         return table
     topk, rows = _decode(table)
     width = topk.ids_TK.shape[1]

@@ -12,6 +12,7 @@ from fusion_ray.storage.filesystem import delete, exists, join, list_files, loca
 from fusion_ray.storage.models import ModelFiles, find_model
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import find_shard, read_shard, shard_path, write_shard
+from fusion_ray.storage.topk_codec import compact_topk
 
 TABLE = pa.table({"id": ["a", "b", "c"], "values": [[1, 2], None, [3]]})
 
@@ -153,3 +154,21 @@ def test_a_models_fingerprint_is_its_content_not_its_place(tmp_path: Path) -> No
     assert first == second
     (tmp_path / "b" / "model.safetensors").write_text("{ }")
     assert find_model(str(tmp_path / "b")).fingerprint != first
+
+
+def test_a_compact_shard_reads_like_the_plain_one(tmp_path: Path) -> None:
+    logprobs = pa.array([[-0.5, -1.5, -0.25, -2.0], None], pa.list_(pa.float32()))
+    plain = pa.table(
+        {
+            "id": ["a", "bad"],
+            "real_logprobs": pa.array([[-0.5, -2.0], None], pa.list_(pa.float32())),
+            "topk_ids": pa.array([[3, 7, 3, 9], None], pa.list_(pa.int32())),
+            "topk_logprobs": logprobs,
+            "reason": [None, "why"],
+        }
+    )
+    record = write_shard(str(tmp_path), "0.parquet", compact_topk(plain), "f1")
+    back = read_shard(str(tmp_path), record)
+    assert back["topk_ids"].to_pylist() == plain["topk_ids"].to_pylist()
+    assert back["topk_logprobs"][0].as_py() == pytest.approx(logprobs[0].as_py(), abs=0.01)
+    assert read_shard(str(tmp_path), record, ["id", "real_logprobs"]).column_names == ["id", "real_logprobs"]
