@@ -248,6 +248,21 @@ def test_the_pivots_template_is_read_with_the_readers_own_end_of_turn():
     )
 
 
+def test_a_reader_that_is_used_to_bos_gets_it_in_a_template_without():
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    reader = copy.deepcopy(toy_models.sentencepiece_tokenizer())
+    template = pivot_template(toy_models.byte_level_tokenizer())
+    assert render(reader, [user("Hi"), assistant("Yes")], template).input_ids[0] != reader.bos_token_id
+    reader.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", reader.bos_token_id)]
+    )
+    rendered = check(reader, [user("Hi"), assistant("Yes")], template)
+    assert rendered.input_ids[0] == reader.bos_token_id and rendered.input_ids[1] != reader.bos_token_id
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_plain_text_is_answer_from_its_first_byte(tokenizer, text):
     rendered = check(tokenizer, [{"role": "text", "content": text}], "none")

@@ -101,10 +101,19 @@ def write_text(tokenizer: Any, messages: Messages, template: Template) -> str:
             source = source.replace(template.end_of_turn, own)
             variables["eos_token"] = own
     try:
-        return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **variables))
+        text = str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **variables))
+        return _missing_bos(tokenizer, text, source) + text
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(str(message["role"]) for message in messages)
         raise AlignmentError(f"the chat template refuses a conversation of roles {roles}: {error}") from error
+
+
+def _missing_bos(tokenizer: Any, text: str, source: str | None) -> str:
+    """BOS, where a foreign template leaves it out and the model has always seen it; a model's own template decides."""
+    bos = tokenizer.bos_token
+    if source is None or not bos or text.startswith(bos) or tokenizer.chat_template == source:
+        return ""
+    return bos if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
 _ENDS: WeakKeyDictionary[Any, dict[str | None, str]] = WeakKeyDictionary()
