@@ -20,7 +20,7 @@ from fusion_ray.merging.plan import MergePlan, OutputFile, TensorJob
 from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, write_index
 from fusion_ray.storage.checkpoints import FLOATS, StoredTensor, TensorReader
-from fusion_ray.storage.filesystem import delete, exists, join, locate, read_bytes, write_bytes
+from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 
 WORK = "_merge"  # Folder of the records of finished files; removed when the merge is whole.
 
@@ -203,4 +203,7 @@ def finish_weights(records: list[FileRecord], folder: str) -> None:
     if len(records) > 1:
         places = {name: record.file for record in records for name in record.tensors}
         write_index(folder, places, sum(sum(record.tensors.values()) for record in records))
+    for name in list_files(folder):
+        if name.startswith(".model") and name.endswith(".tmp"):
+            delete(join(folder, name))  # Left by a task that was killed while it wrote.
     delete(join(folder, WORK))
