@@ -123,6 +123,7 @@ def test_the_oracle_takes_the_best_model_and_the_pivot_on_a_tie() -> None:
 
 def test_no_share_is_recovered_of_no_gain() -> None:
     assert recovered_share(2.0, 1.5, 2.0) is None
+    assert recovered_share(2.0, 1.5, 1.99) is None
     assert recovered_share(2.0, 2.1, 1.8) == pytest.approx(-0.5)
 
 

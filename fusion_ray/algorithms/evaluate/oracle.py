@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# A gain below this many bits per byte is no gain: its share would be noise over noise.
-_NO_GAIN = 1e-6
+# A gain below this share of the pivot's own rate is no gain: what is recovered of it would be noise over noise.
+_NO_GAIN = 0.01
 
 
 def pick_oracle(nll_MN: np.ndarray) -> np.ndarray:
@@ -24,10 +24,10 @@ def oracle_nll(nll_MN: np.ndarray) -> np.ndarray:
 def recovered_share(pivot: float, model: float, oracle: float) -> float | None:
     """Which share of the way from the pivot to the oracle a model has come, in bits per byte.
 
-    Above 1 it passes the oracle, below 0 it is worse than the pivot; None where the oracle gains nothing.
+    Above 1 it passes the oracle, below 0 it is worse than the pivot; None where the oracle gains less than 1 %.
 
     >>> recovered_share(3.0, 2.75, 2.5)
     0.5
     """
     gain = pivot - oracle
-    return None if gain < _NO_GAIN else (pivot - model) / gain
+    return None if gain < _NO_GAIN * pivot else (pivot - model) / gain
