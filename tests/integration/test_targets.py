@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 from toy_targets import toy_artifacts, toy_recipe
 
-from fusion_ray.errors import ClusterError, CorruptArtifactError
+from fusion_ray.errors import ClusterError, CorruptArtifactError, StaleArtifactError
 from fusion_ray.progress import Progress
 from fusion_ray.stages import cluster
 from fusion_ray.stages.targets import WORKING, build_targets
 from fusion_ray.storage.artifacts import read_manifest
+from fusion_ray.storage.models import ModelFiles
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -76,3 +79,23 @@ def test_more_workers_than_the_cluster_can_give_are_refused_at_once(tmp_path: Pa
     recipe = toy_recipe(tmp_path, workers=3)
     with pytest.raises(ClusterError, match="3 workers need 3 CPU, the whole cluster has 2"):
         build_targets(recipe, toy_artifacts(recipe, ("math",)), lambda _: None)
+
+
+def test_no_room_in_time_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path, wait_s=0.5)
+    taken = placement_group([{"CPU": 2}])
+    assert taken.wait(60)
+    try:
+        with pytest.raises(ClusterError, match=r"no room for its 1 workers within 0\.5 s"):
+            build_targets(recipe, toy_artifacts(recipe, ("math",)), lambda _: None)
+    finally:
+        remove_placement_group(taken)
+
+
+def test_a_fused_set_of_another_pivot_is_refused(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    (artifact,) = toy_artifacts(recipe, ("math",))
+    other = ModelFiles("other", "", "", {"model.safetensors": "0"})
+    stranger = replace(artifact, inputs={"fused": replace(artifact.inputs["fused"], models={"pivot": other})})
+    with pytest.raises(StaleArtifactError, match="made for another pivot"):
+        build_targets(recipe, [stranger], lambda _: None)
