@@ -45,9 +45,11 @@ def made_up(answers: Answers, vocabulary: Vocabulary, top_k: int, rng: np.random
     scores_TL = rng.gumbel(size=(len(answers), top_k + 2)) * 3.0
     logprobs_TL = scores_TL - np.logaddexp.reduce(scores_TL, axis=1, keepdims=True)
     order = np.argsort(-logprobs_TL[:, :top_k], axis=1)
-    real_T = np.where(keeps, logprobs_TL[:, 0], logprobs_TL[:, top_k])
-    kept_again = (ids_TK == answers.ids_T[:, None]) & ~keeps[:, None]
-    real_T[kept_again.any(axis=1)] = logprobs_TL[:, :top_k][kept_again]
+    is_real_TK = ids_TK == answers.ids_T[:, None]
+    # What is not kept is less likely than what is.
+    outside_T = np.minimum(logprobs_TL[:, top_k], logprobs_TL[:, :top_k].min(axis=1)) - 0.1
+    inside_T = np.where(is_real_TK, logprobs_TL[:, :top_k], -np.inf).max(axis=1)
+    real_T = np.where(is_real_TK.any(axis=1), inside_T, outside_T)
     return TopK(
         np.take_along_axis(ids_TK, order, 1),
         np.take_along_axis(logprobs_TL, order, 1).astype(np.float32),
