@@ -6,6 +6,8 @@ from typing import Any
 
 from fusion_ray.errors import EngineError
 
+_PROBE = "Größe e\u0301 \u212b 漢字 🎉 don't\n\n\tx_1 == 3.14159  # 2026 – ﬁn\r\n  THE end "
+
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     """Load the fast tokenizer of a model folder.
@@ -13,7 +15,7 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     Raises:
         EngineError: The folder has no tokenizer, or only a slow one.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     _require_folder(folder)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model", "tekken.json")
@@ -23,6 +25,9 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        if not trust_remote_code and not _reads_as_saved(tokenizer, folder):
+            # Transformers makes some kinds (Qwen2) by the model's type and drops what tokenizer.json says.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # Transformers raises many kinds, none of which names the folder.
         raise EngineError(f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {error}).") from error
     if not getattr(tokenizer, "is_fast", False):
@@ -31,6 +36,17 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
             "Convert it and save tokenizer.json beside it."
         )
     return tokenizer
+
+
+def _reads_as_saved(tokenizer: Any, folder: str) -> bool:
+    """Whether a tokenizer cuts a difficult text as the tokenizer.json beside it does."""
+    from tokenizers import Tokenizer
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file() or not getattr(tokenizer, "is_fast", False):
+        return True
+    saved = Tokenizer.from_file(str(path)).encode(_PROBE, add_special_tokens=False).ids
+    return bool(tokenizer(_PROBE, add_special_tokens=False)["input_ids"] == saved)
 
 
 def load_model(

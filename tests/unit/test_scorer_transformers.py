@@ -9,6 +9,7 @@ import toy_models
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.engines.head import keep_top_k
+from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import make_scorer
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import EngineError, NonFiniteError
@@ -244,3 +245,10 @@ def test_nan_is_handed_on_and_refused_by_the_rows_own_check(folders, tmp_path):
     well.check("row 2")
     with pytest.raises(NonFiniteError, match="row 1: the model gave NaN"):
         sick.check("row 1")
+
+
+def test_a_tokenizer_reads_as_its_file_says_whatever_the_model_type(tmp_path: Path) -> None:
+    saved = toy_models.sentencepiece_tokenizer()
+    folder = toy_models.save_toy(tmp_path / "odd", "qwen2", saved)  # Transformers would make a byte-level tokenizer of it.
+    text = "Größe of the answer"
+    assert load_tokenizer(folder)(text)["input_ids"] == saved(text)["input_ids"]
