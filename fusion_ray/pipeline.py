@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from fusion_ray.errors import ArtifactError, FusionRayError, RecipeError
 from fusion_ray.progress import Progress, Tell, silent
@@ -24,6 +24,7 @@ _PLACEMENT = {
 }  # fmt: skip
 
 State = Literal["done", "stale", "to do", "blocked"]
+_Build = Callable[[Recipe, list[Artifact], Tell], None]
 
 
 class Status(NamedTuple):
@@ -94,10 +95,10 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
     return before
 
 
-def _builder(stage: str) -> Callable[[Recipe, list[Artifact], Tell], None]:
+def _builder(stage: str) -> _Build:
     # Found by name, and only now: a stage brings Ray and torch, which `plan` and `--help` must not wait for.
-    builder = getattr(importlib.import_module(f"fusion_ray.stages.{stage}"), f"build_{stage}")
-    return builder  # type: ignore[no-any-return]
+    module = importlib.import_module(f"fusion_ray.stages.{stage}")
+    return cast(_Build, getattr(module, f"build_{stage}"))
 
 
 def _connect(address: str | None) -> None:

@@ -59,7 +59,9 @@ def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished
 def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:
     report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
     scores = report["bits_per_byte"]
-    models = {"pivot", "sft", "merged"} | {f"{kind}:{s.name}" for kind in ("source", "target") for s in finished.sources}
+    models = {"pivot", "sft", "merged"} | {
+        f"{kind}:{s.name}" for kind in ("source", "target") for s in finished.sources
+    }
     assert models <= set(scores)
     for model in models:
         assert set(scores[model]) == {"code", "reference", "conversation", "overall"}
@@ -95,11 +97,20 @@ def test_a_changed_setting_makes_stale_what_depends_on_it_and_says_why(toys: Toy
     changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", "targets.learning_rate=0.002"))
     stale = {str(status.artifact): status.why for status in pipeline.plan(changed) if status.state == "stale"}
     assert stale["targets/sft"] == "learning_rate was 0.001, is 0.002"
-    assert set(stale) == {"targets/code", "targets/reference", "targets/conversation", "targets/sft", "merged", "report"}
+    assert set(stale) == {
+        "targets/code",
+        "targets/reference",
+        "targets/conversation",
+        "targets/sft",
+        "merged",
+        "report",
+    }
 
 
 def test_more_actors_make_nothing_stale(toys: Toys, finished: Recipe) -> None:
-    changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", "distributions.actors.max=4", "targets.retries=1"))
+    changed = load_recipe(
+        toys.recipe_path, (f"runs={finished.runs}", "distributions.actors.max=4", "targets.retries=1")
+    )
     assert set(states(changed).values()) == {"done"}
 
 

@@ -1,7 +1,6 @@
 """Fusing a shard: alignment and choice over real distributions of tiny models with different tokenizers."""
 
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np

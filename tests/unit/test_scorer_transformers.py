@@ -249,6 +249,6 @@ def test_nan_is_handed_on_and_refused_by_the_rows_own_check(folders, tmp_path):
 
 def test_a_tokenizer_reads_as_its_file_says_whatever_the_model_type(tmp_path: Path) -> None:
     saved = toy_models.sentencepiece_tokenizer()
-    folder = toy_models.save_toy(tmp_path / "odd", "qwen2", saved)  # Transformers would make a byte-level tokenizer of it.
+    folder = toy_models.save_toy(tmp_path / "odd", "qwen2", saved)
     text = "Größe of the answer"
     assert load_tokenizer(folder)(text)["input_ids"] == saved(text)["input_ids"]
