@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from toy_tokenizers import END, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
 
+from fusion_ray.algorithms.align import leaves
 from fusion_ray.algorithms.align.answers import Answers, AnswerTurn, gather_answers
 from fusion_ray.algorithms.align.bytes import Projection, project
 from fusion_ray.algorithms.align.projector import Projector, Shares, build_projector
@@ -295,3 +296,16 @@ def test_tokens_past_the_counted_ids_did_not_occur() -> None:
     assert short.byte_running[-1] == pytest.approx(1.0)
     even = build_projector(tokenizer, tokenizer, counts_U=np.zeros(10)).shares
     assert np.diff(even.byte_running)[np.diff(even.byte_running) > 0].std() < 1e-9
+
+
+def test_strings_longer_than_expected_are_listed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = toy_tokenizer("byte_bpe"), toy_tokenizer("sentencepiece_legacy")
+    ours, theirs = toy_answer(first, TEXTS[0]), toy_answer(second, TEXTS[0])
+    topk = toy_topk(theirs.ids_T, len(read_toy(second)), 6, np.random.default_rng(0))
+    found = []
+    for likely_bytes in (24, 0):
+        monkeypatch.setattr(leaves, "_LIKELY_BYTES", likely_bytes)
+        tables = toy_projector("byte_bpe", "sentencepiece_legacy")
+        found.append(project(gather_answers([[ours]]), gather_answers([[theirs]]), topk, tables).topk)
+    np.testing.assert_array_equal(found[0].ids_TK, found[1].ids_TK)
+    np.testing.assert_array_equal(found[0].logprobs_TK, found[1].logprobs_TK)

@@ -12,6 +12,7 @@ from fusion_ray.algorithms.align.projector import ENDED, TEXT, Projector
 from fusion_ray.algorithms.align.vocabulary import Vocabulary
 
 UNKNOWN = -1
+_LIKELY_BYTES = 24  # of a string; longer ones only cost a second pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,12 @@ def find_leaves(
         projector.pivot.flat_bytes, projector.pivot.offsets, source.ids_T, ids_SK, vocabulary.flat_bytes,
         vocabulary.offsets, vocabulary.is_special_V, projector.source_end, entries_XK,
     )  # fmt: skip
-    longest = np.zeros(0, dtype=np.uint8)
-    strings, n_bytes = _list_strings(*fixed, longest, np.zeros(0, dtype=np.int64), False)
-    arena, offsets = np.empty(n_bytes, dtype=np.uint8), np.zeros(strings + 1, dtype=np.int64)
-    strings, _ = _list_strings(*fixed, arena, offsets, True)
+    offsets = np.zeros(entries_XK.size + 1, dtype=np.int64)
+    arena = np.empty(_LIKELY_BYTES * entries_XK.size, dtype=np.uint8)
+    strings, n_bytes = _list_strings(*fixed, arena, offsets)
+    if n_bytes > len(arena):
+        arena = np.empty(n_bytes, dtype=np.uint8)
+        strings, _ = _list_strings(*fixed, arena, offsets)
     found = projector.strings.look_up(arena, offsets[: strings + 1], projector.encode_keys)
     wanted = entries_XK >= 0
     entries_XK[wanted] = found[entries_XK[wanted]]
@@ -175,9 +178,8 @@ def _list_strings(
     entries: np.ndarray,
     arena: np.ndarray,
     cuts: np.ndarray,
-    write: bool,
 ) -> tuple[int, int]:
-    """Count the strings and their bytes, or write them and number them in `entries`."""
+    """Write the strings and number them in `entries`; past the end of the arena only count their bytes."""
     strings, used = 0, 0
     for g in range(len(fold)):
         if s_stop[g] - s_start[g] == 1 and fold[g] == 0:
@@ -202,7 +204,7 @@ def _list_strings(
                     size = len(prefix_now) + len(piece) - lead
                     if size == 0 and kind == TEXT:
                         continue
-                    if write:
+                    if used + 1 + size <= len(arena):
                         entries[extra[s], k] = strings
                         _write_string(arena, used, kind, prefix_now, piece, lead)
                         cuts[strings + 1] = used + 1 + size
