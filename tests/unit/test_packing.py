@@ -32,6 +32,13 @@ def test_at_least_95_percent_of_the_positions_carry_a_token() -> None:
     assert share_of_padding(plan(), LENGTHS) < 0.05
 
 
+def test_steps_of_few_long_rows_are_packed_as_well() -> None:
+    lengths_N = np.random.default_rng(1).integers(80, 420, 32)
+    steps = plan(lengths_N, tokens_per_step=int(lengths_N.sum()) // 4 + 1)
+    assert len(steps) == 4
+    assert share_of_padding(steps, lengths_N) < 0.05
+
+
 def test_few_rows_are_packed_as_well_as_they_can_be() -> None:
     lengths_N = np.array([10, 10, 20])
     assert share_of_padding(plan(lengths_N), lengths_N) == 0

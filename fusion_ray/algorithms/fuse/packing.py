@@ -99,7 +99,10 @@ def share_of_padding(steps: list[Step], lengths_N: np.ndarray) -> float:
 def _cut_into_batches(rows: np.ndarray, lengths_N: np.ndarray, tokens_per_batch: int) -> list[Batch]:
     """Take the narrowest lanes that waste next to nothing: attention costs width squared."""
     longest = int(lengths_N[rows].max())
-    widths = [width for width in (longest, longest * 3 // 2, longest * 2, longest * 3) if width <= tokens_per_batch]
+    total = int(lengths_N[rows].sum())
+    # A step of few rows seldom fills lanes of a given width; lanes cut to its total do.
+    candidates = {longest, longest * 3 // 2, longest * 2, longest * 3} | {-(-total // n) for n in range(1, 9)}
+    widths = sorted(width for width in candidates if longest <= width <= tokens_per_batch)
     tried = []
     for width in widths:
         batches = _group_lanes(_fill_lanes(rows, lengths_N, width), lengths_N, tokens_per_batch)
