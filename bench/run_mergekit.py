@@ -19,6 +19,7 @@ from mergekit.options import MergeOptions
 def main() -> None:
     """Merge what the command line names."""
     logging.disable(logging.WARNING)
+    print(json.dumps({"ready": True}), flush=True)
     pairs = list(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     for config, out in pairs:
         started = time.perf_counter()
@@ -33,5 +34,4 @@ def main() -> None:
         print(json.dumps(report | {"peak_kib": usage.ru_maxrss, "error": error}), flush=True)
 
 
-if __name__ == "__main__":
-    main()
+main()

@@ -5,64 +5,31 @@ depend on the plan alone, so it does not matter who writes it, how many write at
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fusion_ray.algorithms.merge.blocks import Block, as_rows
-from fusion_ray.algorithms.merge.sums import delta_squares
-from fusion_ray.algorithms.merge.varm import weigh_groups
+from fusion_ray.algorithms.merge.blocks import MergedTensor
 from fusion_ray.errors import MergeError
 from fusion_ray.merging.methods import merge_tensor
 from fusion_ray.merging.plan import MergePlan, OutputFile, TensorJob
+from fusion_ray.merging.reading import StoredModels
+from fusion_ray.merging.statistics import (
+    join_squares,
+    load_squares,
+    measure_file,
+    plan_measuring,
+    resolve_weights,
+    save_squares,
+)
 from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, write_index
-from fusion_ray.storage.checkpoints import FLOATS, StoredTensor, TensorReader
+from fusion_ray.storage.checkpoints import FLOATS, INDEX, TensorReader
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 
 WORK = "_merge"  # Folder of the records of finished files; removed when the merge is whole.
-
-
-@dataclass(frozen=True)
-class StoredModels:
-    """A tensor of several checkpoints as a BlockedTensor; a tensor that fits in one block is read once."""
-
-    name: str
-    inputs: tuple[StoredTensor, ...]
-    reader: TensorReader
-    block_bytes: int
-    _kept: list[Block] = field(default_factory=list)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape in every model."""
-        return self.inputs[0].shape
-
-    @property
-    def n_models(self) -> int:
-        """Number of inputs."""
-        return len(self.inputs)
-
-    def blocks(self) -> Iterator[Block]:
-        """Blocks of as many whole rows as the bound allows, at least one."""
-        rows, columns = as_rows(self.shape)
-        step = max(1, self.block_bytes // (4 * max(1, columns) * self.n_models))
-        if self._kept:
-            yield from self._kept
-            return
-        for start in range(0, rows, step):
-            block = self._read_block(start, min(rows, start + step), columns)
-            if step >= rows:
-                self._kept.append(block)
-            yield block
-
-    def _read_block(self, start: int, stop: int, columns: int) -> Block:
-        values_MRC = np.empty((self.n_models, stop - start, columns), dtype=np.float32)
-        for model, tensor in enumerate(self.inputs):
-            self.reader.read_into(tensor, start * columns, values_MRC[model].reshape(-1))
-        return Block(start, values_MRC)
 
 
 @dataclass(frozen=True)
@@ -75,6 +42,7 @@ class FileRecord:
         nbytes: Its size on disk.
         tensors: Name and bytes of each tensor in it.
         weights: Weight of each model by tensor; None where the method has no single number.
+        squares: VaRM's statistics by tensor and target, where they were found while writing.
     """
 
     file: str
@@ -82,6 +50,7 @@ class FileRecord:
     nbytes: int
     tensors: Mapping[str, int]
     weights: Mapping[str, Mapping[str, float] | None]
+    squares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def merge_to_folder(plan: MergePlan, folder: str, tell: Tell = silent) -> list[FileRecord]:
@@ -89,46 +58,16 @@ def merge_to_folder(plan: MergePlan, folder: str, tell: Tell = silent) -> list[F
 
     A merge that was interrupted goes on where it was.
     """
-    plan = resolve_weights(plan, [measure_file(plan, file) for file in files_to_measure(plan)])
+    known = load_squares(plan, folder)
+    measured = [measure_file(plan, work) for work in plan_measuring(plan, known)]
+    plan = resolve_weights(plan, join_squares([known, *measured]))
     records = []
     for done, file in enumerate(plan.files, start=1):
         records.append(write_file(plan, file, folder))
         tell(Progress("merge", done, len(plan.files), file.name))
+    save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), folder)
     finish_weights(records, folder)
     return records
-
-
-def files_to_measure(plan: MergePlan) -> list[OutputFile]:
-    """The files whose tensors need a first pass, because their weights are shared with other tensors."""
-    return [file for file in plan.files if any(_shares_weights(job) for job in file.jobs)]
-
-
-def _shares_weights(job: TensorJob) -> bool:
-    parameters = job.parameters
-    shared = job.method == "varm" and parameters["granularity"] in ("model", "layer", "module")
-    return shared and "weights" not in parameters and job.inputs[0].dtype in FLOATS
-
-
-def measure_file(plan: MergePlan, file: OutputFile) -> dict[str, list[float]]:
-    """First pass: each target's summed squared delta from the pivot, by tensor."""
-    with TensorReader() as reader:
-        jobs = [job for job in file.jobs if job.inputs[0].dtype in FLOATS]
-        tensors = [StoredModels(job.name, job.inputs, reader, plan.block_bytes) for job in jobs]
-        return {tensor.name: [float(square) for square in delta_squares(tensor)] for tensor in tensors}
-
-
-def resolve_weights(plan: MergePlan, measured: list[dict[str, list[float]]]) -> MergePlan:
-    """Put the weights that the first pass found into the plan."""
-    if not measured:
-        return plan
-    squares = {name: np.array(values) for part in measured for name, values in part.items()}
-    granularity, *others = {job.parameters["granularity"] for file in plan.files for job in file.jobs}
-    if others:
-        raise MergeError(f"varm: granularities {[granularity, *others]} in one merge; give one for all tensors.")
-    weights = weigh_groups(squares, granularity)
-    return plan.with_parameters(
-        {name: {"weights": None if found is None else tuple(found.tolist())} for name, found in weights.items()}
-    )
 
 
 def write_file(plan: MergePlan, file: OutputFile, folder: str) -> FileRecord:
@@ -137,20 +76,29 @@ def write_file(plan: MergePlan, file: OutputFile, folder: str) -> FileRecord:
     if finished:
         return finished
     uri = join(folder, file.name)
-    weights = {}
+    weights: dict[str, dict[str, float] | None] = {}
+    squares: dict[str, dict[str, float]] = {}
     with TensorReader() as reader, CheckpointWriter(uri, [job.slot for job in file.jobs]) as writer:
         for job in file.jobs:
-            weights[job.name] = _write_tensor(plan, job, reader, writer)
-    record = FileRecord(
-        file.name, plan.fingerprint, _size(uri), {job.name: job.slot.nbytes for job in file.jobs}, weights
-    )
+            merged = _write_tensor(plan, job, reader, writer)
+            names = [plan.models[model] for model in job.models]
+            weights[job.name] = _by_name(names, merged.weights) if merged and merged.weights else None
+            if merged and merged.squares:
+                squares[job.name] = _by_name(names, merged.squares)
+    tensors = {job.name: job.slot.nbytes for job in file.jobs}
+    record = FileRecord(file.name, plan.fingerprint, _size(uri), tensors, weights, squares)
     write_bytes(_record_uri(folder, file), json.dumps(asdict(record)).encode())
     return record
 
 
+def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Values of the last models, or of all, by their names."""
+    return dict(zip(names[-len(values) :], values, strict=True))
+
+
 def _write_tensor(
     plan: MergePlan, job: TensorJob, reader: TensorReader, writer: CheckpointWriter
-) -> dict[str, float] | None:
+) -> MergedTensor | None:
     if job.inputs[0].dtype not in FLOATS:
         writer.write_raw(_agreed(job, reader))
         return None
@@ -159,9 +107,7 @@ def _write_tensor(
     merged = merge_tensor(job.method, tensor, job.parameters, seed=plan.seed, names=names)
     for block in merged.blocks:
         writer.write(block.reshape(-1))
-    if merged.weights is None:
-        return None
-    return dict(zip(names[-len(merged.weights) :], merged.weights, strict=True))
+    return merged
 
 
 def _agreed(job: TensorJob, reader: TensorReader) -> np.ndarray:
@@ -206,4 +152,8 @@ def finish_weights(records: list[FileRecord], folder: str) -> None:
     for name in list_files(folder):
         if name.startswith(".model") and name.endswith(".tmp"):
             delete(join(folder, name))  # Left by a task that was killed while it wrote.
+    written = {record.file for record in records} | ({INDEX} if len(records) > 1 else set())
+    for name in list_files(folder):
+        if (name.endswith(".safetensors") or name == INDEX) and name not in written:
+            delete(join(folder, name))  # Of an earlier merge into this folder, cut into other files.
     delete(join(folder, WORK))

@@ -10,16 +10,19 @@ import time
 from typing import Any
 
 from fusion_ray.errors import MissingArtifactError
-from fusion_ray.merging.execute import (
-    FileRecord,
-    files_to_measure,
-    finish_weights,
-    measure_file,
-    resolve_weights,
-    write_file,
-)
+from fusion_ray.merging.execute import FileRecord, finish_weights, write_file
 from fusion_ray.merging.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merging.plan import DTYPES, MergePlan, OutputFile, plan_merge
+from fusion_ray.merging.statistics import (
+    Measuring,
+    Squares,
+    join_squares,
+    load_squares,
+    measure_file,
+    plan_measuring,
+    resolve_weights,
+    save_squares,
+)
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
@@ -42,8 +45,11 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     retract_manifest(artifact.folder)
     pivot = artifact.models["pivot"]
     plan = _plan(recipe, artifact)
-    plan = resolve_weights(plan, _measure(plan, artifact, tell))
+    known = load_squares(plan, artifact.folder)
+    measured = _measure(plan, known, artifact, tell)
+    plan = resolve_weights(plan, join_squares([known, *measured]))
     records = _write(plan, artifact, tell)
+    save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), artifact.folder)
     finish_weights(records, artifact.folder)
     card = Card(
         name=recipe.name,
@@ -87,16 +93,16 @@ def model_folder(target: Artifact) -> str:
     raise MissingArtifactError(f"{target}: no model in {target.folder}. Run the stage targets first.")
 
 
-def _measure(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[dict[str, list[float]]]:
-    files = files_to_measure(plan)
+def _measure(plan: MergePlan, known: Squares, artifact: Artifact, tell: Tell) -> list[Squares]:
+    works = plan_measuring(plan, known)
 
-    def measure(file: OutputFile) -> dict[str, Any]:
-        return {"name": file.name, "squares": measure_file(plan, file)}
+    def measure(work: Measuring) -> dict[str, Any]:
+        return {"name": work.file.name, "squares": measure_file(plan, work)}
 
     found = []
-    for done, result in enumerate(cluster.stream(files, measure, cpus=1), start=1):
+    for done, result in enumerate(cluster.stream(works, measure, cpus=1), start=1):
         found.append(result["squares"])
-        tell(Progress(str(artifact), done, len(files), "measuring"))
+        tell(Progress(str(artifact), done, len(works), "measuring"))
     return found
 
 

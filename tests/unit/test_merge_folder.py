@@ -10,11 +10,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from toy_checkpoints import moved, save_toy, toy_tensors
 
-from fusion_ray.errors import CorruptArtifactError, MergeError, NonFiniteError
+from fusion_ray.errors import CorruptArtifactError, MergeError, MissingArtifactError, NonFiniteError, RecipeError
 from fusion_ray.merge_methods import METHODS
+from fusion_ray.merging.add import add_target
 from fusion_ray.merging.execute import merge_to_folder, write_file
 from fusion_ray.merging.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merging.plan import MergePlan, plan_merge
+from fusion_ray.merging.statistics import load_squares, plan_measuring
 from fusion_ray.storage.checkpoints import open_checkpoint
 
 PIVOT = toy_tensors()
@@ -115,7 +117,7 @@ def test_a_finished_folder_has_what_users_of_the_hub_expect(folders: dict[str, s
     finish_folder(str(out), folders["pivot"], card, records, config_dtype("BF16"))
     assert {file.name for file in out.iterdir()} == {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-        "README.md", "weights.json", "merge_config.yaml",
+        "README.md", "weights.json", "merge_config.yaml", "statistics.json",
     }  # fmt: skip
     metadata = yaml.safe_load((out / "README.md").read_text().split("---")[1])
     assert metadata["base_model"] == ["org/pivot", "org/math"]
@@ -124,6 +126,45 @@ def test_a_finished_folder_has_what_users_of_the_hub_expect(folders: dict[str, s
     weights = json.loads((out / "weights.json").read_text())["tensors"]
     assert set(weights) == set(PIVOT)
     assert all(sum(found.values()) == pytest.approx(1) and set(found) == {"math", "code"} for found in weights.values())
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "matrix"])
+def test_one_more_target_measures_only_itself_and_gives_the_bytes_of_a_whole_merge(
+    folders: dict[str, str], tmp_path: Path, granularity: str
+) -> None:
+    plan = plan_of(folders, "varm", {"granularity": granularity})
+    merge_to_folder(plan, str(tmp_path / "first"))
+    more = folders | {"law": save_toy(tmp_path / "law", moved(PIVOT, 7))}
+    whole = plan_of(more, "varm", {"granularity": granularity})
+    known = load_squares(whole, str(tmp_path / "first"))
+    assert {work.targets for work in plan_measuring(whole, known)} == {(3,)}
+    add_target(str(tmp_path / "first"), "law", more["law"], str(tmp_path / "added"))
+    merge_to_folder(whole, str(tmp_path / "whole"))
+    for name in ("model.safetensors", "statistics.json"):
+        assert (tmp_path / "added" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_target_that_changed_is_measured_again(folders: dict[str, str], tmp_path: Path) -> None:
+    merge_to_folder(plan_of(folders), str(tmp_path / "out"))
+    save_toy(tmp_path / "math", moved(PIVOT, 9))
+    plan = plan_of(folders)
+    known = load_squares(plan, str(tmp_path / "out"))
+    assert {work.targets for work in plan_measuring(plan, known)} == {(1,)}
+
+
+def test_a_target_cannot_be_added_to_another_method_or_twice(folders: dict[str, str], tmp_path: Path) -> None:
+    merge_to_folder(plan_of(folders, "linear"), str(tmp_path / "linear"))
+    with pytest.raises(MissingArtifactError, match="Only finished VaRM merges"):
+        add_target(str(tmp_path / "linear"), "law", folders["math"], str(tmp_path / "added"))
+    merge_to_folder(plan_of(folders), str(tmp_path / "varm"))
+    with pytest.raises(RecipeError, match="named 'math' is in"):
+        add_target(str(tmp_path / "varm"), "math", folders["math"], str(tmp_path / "added"))
+
+
+def test_files_of_an_earlier_merge_do_not_stay(folders: dict[str, str], tmp_path: Path) -> None:
+    merge_to_folder(plan_of(folders, file_bytes=20_000), str(tmp_path / "out"))
+    merge_to_folder(plan_of(folders), str(tmp_path / "out"))
+    assert [file.name for file in tmp_path.glob("out/*.safetensors*")] == ["model.safetensors"]
 
 
 def test_zero_deltas_give_the_pivot_bit_for_bit(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ FLOAT32 = {"rtol": 1e-7, "atol": 0}  # Half a unit in the last place of float32 
 
 
 def models(*shape: int, targets: int = 3, scale: float = 1e-3) -> list[np.ndarray]:
-    pivot = RNG.normal(size=shape).astype(np.float32)
-    moved = [(pivot + RNG.normal(size=shape) * scale * (j + 1)).astype(np.float32) for j in range(targets)]
+    rng = np.random.default_rng([1, targets, *shape])
+    pivot = rng.normal(size=shape).astype(np.float32)
+    moved = [(pivot + rng.normal(size=shape) * scale * (j + 1)).astype(np.float32) for j in range(targets)]
     return [pivot, *moved]
 
 

@@ -48,10 +48,12 @@ class MergedTensor:
     Attributes:
         weights: The weight of every model, where the method computes one number each; else None.
         blocks: The merged rows in order, float32 [R, C] each; computed as they are asked for.
+        squares: Summed squared delta of each target, where the method measured it.
     """
 
     weights: tuple[float, ...] | None
     blocks: Iterator[np.ndarray]
+    squares: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,8 @@ def naive_sce(models_M: list[np.ndarray], tau: float, dialect: str) -> np.ndarra
     if tau < 1:
         variance = deltas.var(axis=0).astype(np.float32)
         count = int(np.count_nonzero(variance) * tau)
-        selected = np.zeros(pivot.size, dtype=bool)
-        selected[np.argsort(-variance.ravel(), kind="stable")[:count]] = True
-        selected = selected.reshape(pivot.shape)
+        selected[...] = False
+        selected.flat[np.argsort(-variance.ravel(), kind="stable")[:count]] = True
     squares = np.array([((delta * selected) ** 2).mean() for delta in deltas])
     if squares.sum() == 0:
         return pivot

@@ -6,6 +6,7 @@ Where no target moved, the pivot stays as it is, bit for bit.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numba
@@ -81,12 +82,14 @@ def merge_varm(tensor: BlockedTensor, weights_J: np.ndarray | None = None) -> Me
         tensor: Model 0 is the pivot, the others the targets.
         weights_J: From `weigh_groups`; None computes those of this tensor alone.
     """
+    squares = None
     if weights_J is None:
-        weights_J = weigh_by_variation(delta_squares(tensor))
+        squares_J = delta_squares(tensor)
+        squares, weights_J = tuple(squares_J.tolist()), weigh_by_variation(squares_J)
     if weights_J is None:
-        return keep_pivot(tensor)
+        return replace(keep_pivot(tensor), squares=squares)
     merged = combine(tensor, np.concatenate([[0.0], weights_J]))
-    return MergedTensor(tuple(float(weight) for weight in weights_J), merged.blocks)
+    return MergedTensor(tuple(float(weight) for weight in weights_J), merged.blocks, squares)
 
 
 def keep_pivot(tensor: BlockedTensor) -> MergedTensor:
