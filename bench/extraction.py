@@ -1,0 +1,169 @@
+"""Scoring a corpus: tokens a second and peak memory of our scorers, of bare prefill, and of a naive loop.
+
+    python bench/extraction.py           SmolLM2-135M, 12 chats
+    python bench/extraction.py 40        as many chats
+
+Every case reads the same chats with the same model in a process of its own, one after the other in one run. Tokens
+are those of the chats; padding does not count. Goals are judged by processor time, which others on a shared machine
+disturb little; on a GPU look at the clock. Bare prefill is the same engine reading the same tokens without any
+log-probability (Transformers: the body without the output head; vLLM: one sampled token). The naive loop is what the
+research code of FuseLLM and FuseChat does: pad to 2,048, all logits in half precision, top-k, Python lists.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from chats import chats
+from measurement import Measurement, report
+from real_models import cache_folder, real_model
+
+from fusion_ray.algorithms.chat import render_all
+from fusion_ray.engines.models import load_model, load_tokenizer
+from fusion_ray.engines.transformers import TransformersScorer, _batches
+
+TOP_K = 10
+PADDED = 2048
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+Work = Callable[[list[np.ndarray], list[np.ndarray]], object]
+
+
+def main(n_chats: int) -> None:
+    """Run all cases and compare them."""
+    request = cache_folder() / "extraction.npz"
+    _write_request(request, n_chats)
+    found = {case: _run(case, request) for case in CASES}
+    ours = found["transformers"]
+    _report("Transformers scorer against the naive loop", ours, found["naive"], "naive loop", 3.0)
+    _report("Transformers scorer against bare prefill", ours, found["transformers bare"], "bare prefill", 0.9)
+    if found["vllm"] is not None:
+        _report("vLLM scorer against bare prefill", found["vllm"], found["vllm bare"], "bare prefill", None)
+        _report("vLLM scorer against the naive loop", found["vllm"], found["naive"], "naive loop", 3.0)
+
+
+def _report(case: str, ours: dict | None, peer: dict | None, peer_name: str, goal: float | None) -> None:
+    if ours is None or peer is None:
+        return
+    one, other = ours["tokens_per_cpu_s"], peer["tokens_per_cpu_s"]
+    holds = None if goal is None else one / other >= goal
+    words = None if goal is None else f"ratio >= {goal}"
+    unit = "tokens per processor second"
+    report(Measurement("extraction", case, unit, one, other, peer_name, one / other, words, holds))
+    for key, unit in (("tokens_per_s", "tokens per second"), ("peak_gib", "peak memory in GiB")):
+        report(Measurement("extraction", case, unit, ours[key], peer[key], peer_name, ours[key] / peer[key]))
+
+
+def _run(case: str, request: Path) -> dict | None:
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", case, str(request)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(f"{case}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _write_request(path: Path, n_chats: int) -> None:
+    tokenizer = load_tokenizer(real_model("smollm2"))
+    rows = render_all(tokenizer, chats(answer_characters=1200)[:n_chats])
+    arrays = {f"ids{i}": row.input_ids for i, row in enumerate(rows)}
+    np.savez(path, **arrays, **{f"at{i}": row.positions for i, row in enumerate(rows)})
+
+
+def _measure(case: str, path: str) -> None:
+    saved = np.load(path)
+    ids = [saved[f"ids{i}"] for i in range(len(saved.files) // 2)]
+    positions = [saved[f"at{i}"] for i in range(len(ids))]
+    work = CASES[case](real_model("smollm2"))
+    work([ids[0][:50]], [np.arange(1, 50)])  # the first call compiles and allocates
+    started, cpu_started = time.perf_counter(), time.process_time()
+    work(ids, positions)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    tokens = sum(map(len, ids))
+    found = {"tokens_per_s": tokens / seconds, "tokens_per_cpu_s": tokens / cpu_seconds, "peak_gib": peak}
+    print(json.dumps(found))
+
+
+def _transformers(folder: str) -> Work:
+    return TransformersScorer(folder, TOP_K, tokens_per_batch=2048, threads=THREADS).score
+
+
+def _transformers_bare(folder: str) -> Work:
+    torch.set_num_threads(THREADS)
+    model = load_model(folder)
+
+    @torch.inference_mode()
+    def read(ids: list[np.ndarray], positions: list[np.ndarray]) -> None:
+        for batch in _batches([int(at[-1]) for at in positions], 2048):
+            ids_BT = np.zeros((len(batch.rows), batch.length), dtype=np.int64)
+            for b, row in enumerate(batch.rows):
+                ids_BT[b, : batch.length] = np.resize(ids[row], batch.length)
+            model.base_model(input_ids=torch.from_numpy(ids_BT), use_cache=False)
+
+    return read
+
+
+def _vllm(folder: str) -> Work:
+    from fusion_ray.engines.vllm import VllmScorer
+
+    return VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS).score
+
+
+def _vllm_bare(folder: str) -> Work:
+    from vllm import SamplingParams
+
+    from fusion_ray.engines.vllm import VllmScorer
+
+    engine = VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS)._engine
+    settings = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+
+    def read(ids: list[np.ndarray], _: list[np.ndarray]) -> None:
+        engine.generate([{"prompt_token_ids": row.tolist()} for row in ids], settings, use_tqdm=False)
+
+    return read
+
+
+def _naive(folder: str) -> Work:
+    torch.set_num_threads(THREADS)
+    model = load_model(folder)
+
+    @torch.inference_mode()
+    def read(ids: list[np.ndarray], _: list[np.ndarray]) -> list:
+        stored = []
+        for start in range(0, len(ids), 2):
+            rows = ids[start : start + 2]
+            ids_BT = torch.zeros(len(rows), PADDED, dtype=torch.int64)
+            mask_BT = torch.zeros_like(ids_BT)
+            for b, row in enumerate(rows):
+                ids_BT[b, : len(row)] = torch.from_numpy(row.astype(np.int64))
+                mask_BT[b, : len(row)] = 1
+            logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits.to(torch.float16)
+            top = logits_BTV.topk(TOP_K, dim=-1)
+            stored += zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return stored
+
+    return read
+
+
+CASES: dict[str, Callable[[str], Work]] = {
+    "transformers": _transformers,
+    "transformers bare": _transformers_bare,
+    "vllm": _vllm,
+    "vllm bare": _vllm_bare,
+    "naive": _naive,
+}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--case"]:
+        _measure(sys.argv[2], sys.argv[3])
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
