@@ -55,7 +55,7 @@ class DemoPlan:
 DOMAINS = ("code", "reference", "conversation")
 
 DEMO = DemoPlan(
-    fusion_chats=600,
+    fusion_chats=400,
     training_chats=10_000,
     models=(
         ModelPlan("code", "qwen2", "byte_bpe", "chatml", ("code",), 500_000, learning_rate=4e-3),
