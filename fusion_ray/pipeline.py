@@ -11,7 +11,7 @@ from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.recipe import Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
-from fusion_ray.storage.filesystem import exists, join, locate, write_bytes
+from fusion_ray.storage.filesystem import absolute, exists, join, locate, write_bytes
 from fusion_ray.storage.models import ModelFiles, file_hash, find_model
 
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
@@ -20,7 +20,7 @@ STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
 _PLACEMENT = {
     "actors", "cpus_per_actor", "gpus_per_actor", "wait_s", "cpus_per_task", "cpus_per_worker", "gpus_per_worker",
     "side_by_side", "retries", "max_rejected", "checkpoint_every_steps", "controls", "concurrency", "timeout_s",
-    "task_mib", "shards_at_once",
+    "block_mib",
 }  # fmt: skip
 
 State = Literal["done", "stale", "to do", "blocked"]
@@ -52,7 +52,8 @@ def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     fused = _fused(recipe, distributions, models)
     targets = _targets(recipe, fused, distributions, models["pivot"])
     taught = {name: target for name, target in targets.items() if name in fused}
-    merged = _artifact(recipe, "merged", "", _section(recipe.merged), taught, {"pivot": models["pivot"]})
+    settings = _section(recipe.merged) | {"seed": recipe.seed}
+    merged = _artifact(recipe, "merged", "", settings, taught, {"pivot": models["pivot"]})
     inputs = {f"distributions/{n}": a for n, a in distributions.items()} | {f"fused/{n}": a for n, a in fused.items()}
     inputs |= {f"targets/{n}": a for n, a in targets.items()} | {"corpus": corpus, "merged": merged}
     report = _artifact(recipe, "report", "", _section(recipe.report), inputs, models)
@@ -189,7 +190,8 @@ def _artifact(
     models: dict[str, ModelFiles],
     contents: dict[str, str] | None = None,
 ) -> Artifact:
-    folder = join(recipe.folder, f"{STAGES.index(stage) + 1}_{stage}", *([name] if name else []))
+    # Absolute, for Ray Train's workers run in folders of their own.
+    folder = join(absolute(recipe.folder), f"{STAGES.index(stage) + 1}_{stage}", *([name] if name else []))
     return Artifact(stage, name, folder, settings, inputs, models, contents or {})
 
 

@@ -9,15 +9,17 @@ written there under its final name. Shards that are on disk already are not scor
 """
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 
 from fusion_ray.engines.scorer import Scorer, make_scorer
-from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
+from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_rows, sum_scores
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Distributions, Model, Recipe
 from fusion_ray.stages import cluster
@@ -78,22 +80,20 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     write_manifest(artifact, seconds=time.monotonic() - started, shards=records, facts=facts)
 
 
-def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> Any:
+def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> Iterator[Any]:
     """Stream shards through rendering tasks and a pool of scoring actors; yields their records as they finish."""
     if not todo:
         return
     settings = recipe.distributions
-    model = recipe.models()[artifact.name]
-    spare = cluster.total("CPU") > settings.cpus_per_actor * settings.actors.max * max(1, len(recipe.sources))
-    rendered = cluster.numbers(len(todo)).map(
-        _Render(recipe, artifact, todo),
-        # Where actors take every CPU a rendering task would wait for ever; it then shares theirs.
-        num_cpus=1 if spare else 0,
-        compute=ray.data.TaskPoolStrategy(settings.actors.max),
-    )
-    scored = rendered.map_batches(
+    render = _Render(recipe, artifact, todo)
+    shards = cluster.numbers(len(todo))
+    pools = settings.cpus_per_actor * settings.actors.max * _side_by_side(settings, len(recipe.models()))
+    if cluster.total("CPU") > pools:
+        shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
+    # Where actors take every CPU, rendering tasks would wait for ever: then the actors render.
+    scored = shards.map_batches(
         _Score,
-        fn_constructor_args=(recipe, model, artifact),
+        fn_constructor_args=(recipe, artifact, render),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=settings.cpus_per_actor,
@@ -107,26 +107,32 @@ class _Render:
     """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
 
     def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
-        self.recipe = recipe
+        self.model = recipe.models()[artifact.name]
+        self.settings = recipe.distributions
         self.artifact = artifact
         self.todo = todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = self.todo[row["id"]]
         chats = read_shard(self.artifact.inputs["corpus"].folder, shard)
-        model = self.recipe.models()[self.artifact.name]
         files = {label: files.folder for label, files in self.artifact.models.items()}
-        tokenizer, settings = open_reader(model, self.recipe.distributions, files["model"], files.get("pivot"))
-        rendered = render_rows(chats, tokenizer, settings)
+        rendered = render_rows(chats, *_reader(self.model, self.settings, files["model"], files.get("pivot")))
         return {"path": shard.path, "rendered": cluster.to_ipc(rendered)}
 
 
-class _Score:
-    """Holds the model; scores one rendered shard a call and commits it."""
+@lru_cache(maxsize=2)
+def _reader(model: Model, settings: Distributions, folder: str, pivot: str | None) -> tuple[Any, RenderSettings]:
+    return open_reader(model, settings, folder, pivot)
 
-    def __init__(self, recipe: Recipe, model: Model, artifact: Artifact) -> None:
+
+class _Score:
+    """Holds the model; scores one shard a call and commits it."""
+
+    def __init__(self, recipe: Recipe, artifact: Artifact, render: _Render) -> None:
         settings = recipe.distributions
+        model = recipe.models()[artifact.name]
         self.artifact = artifact
+        self.render = render
         self.compact = settings.store == "compact"
         self.scorer: Scorer = make_scorer(
             model.engine or settings.engine,
@@ -138,8 +144,9 @@ class _Score:
         )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        path = batch["path"][0].as_py()
-        scored = score_rows(cluster.from_ipc(batch["rendered"][0].as_py()), self.scorer)
+        (row,) = batch.to_pylist()
+        row = row if "rendered" in row else self.render(row)
+        scored = score_rows(cluster.from_ipc(row["rendered"]), self.scorer)
         table = compact_topk(scored) if self.compact else scored
-        record = write_shard(self.artifact.folder, path, table, self.artifact.fingerprint, sum_scores(scored))
+        record = write_shard(self.artifact.folder, row["path"], table, self.artifact.fingerprint, sum_scores(scored))
         return cluster.result_table(asdict(record))

@@ -46,6 +46,11 @@ def locate(uri: str) -> Place:
     return Place(filesystem, path)
 
 
+def absolute(uri: str) -> str:
+    """The same place by a name that holds in every working folder."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def join(uri: str, *parts: str) -> str:
     """Append names to a URI; a name that would leave the folder is refused.
 
