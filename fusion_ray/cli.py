@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fusion_ray.errors import FusionRayError
+from fusion_ray.errors import FusionRayError, RecipeError
 
 app = typer.Typer(
     name="fusion-ray",
@@ -117,16 +117,26 @@ def _show(*runs: str) -> None:
 
 @app.command()
 def merge(
-    config: Annotated[Path, typer.Argument(help="mergekit YAML.", metavar="CONFIG")],
-    output: Annotated[Path, typer.Argument(help="Folder of the merged model.", metavar="OUT")],
+    config: Annotated[str, typer.Argument(help="mergekit YAML; with --add a merged folder.", metavar="CONFIG")],
+    output: Annotated[str, typer.Argument(help="Folder of the merged model.", metavar="OUT")],
+    add: Annotated[
+        str | None, typer.Option(help="One more target for a finished VaRM merge.", metavar="NAME=FOLDER")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random methods (dare, della).")] = 0,
 ) -> None:
-    """Merge models by a mergekit YAML, without Ray."""
+    """Merge models by a mergekit YAML, or add a target to a finished merge; runs without Ray."""
+    from fusion_ray.merging.add import add_target
     from fusion_ray.merging.from_yaml import merge_from_yaml
     from fusion_ray.terminal import live_progress
 
     with live_progress(out) as tell:
-        merge_from_yaml(config, str(output), seed=seed, tell=tell)
+        if add is None:
+            merge_from_yaml(config, output, seed=seed, tell=tell)
+        else:
+            name, _, folder = add.partition("=")
+            if not folder:
+                raise RecipeError(f"--add {add}: expected NAME=FOLDER, such as math=runs/mine/4_targets/math.")
+            add_target(config, name, folder, output, tell=tell)
     out.print(f"Wrote {output}")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray import cli
@@ -118,3 +119,17 @@ def test_align_shows_both_tokenizations_of_every_byte(
     assert any(token["projected"] for group in groups for token in group["pivot"])
     assert invoke(monkeypatch, "align", text, *folders) == 0
     assert "pivot" in capsys.readouterr().out
+
+
+def test_merge_follows_a_mergekit_yaml(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "merge.yaml"
+    entry = {"model": str(models / "pivot"), "parameters": {"weight": 1.0}}
+    config.write_text(json.dumps({"merge_method": "linear", "dtype": "float32", "models": [entry]}))
+    assert invoke(monkeypatch, "merge", str(config), str(tmp_path / "merged")) == 0
+    weights = (tmp_path / "merged" / "model.safetensors", models / "pivot" / "model.safetensors")
+    ours, theirs = (load_file(path) for path in weights)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert invoke(monkeypatch, "merge", str(tmp_path / "merged"), str(tmp_path / "more"), "--add", "math") == 2
+    assert "expected NAME=FOLDER" in capsys.readouterr().err
