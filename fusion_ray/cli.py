@@ -116,6 +116,18 @@ def _show(*runs: str) -> None:
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Model folder, or the folder of a finished run.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal."""
+    from fusion_ray.chat import chat as talk
+
+    talk(model, out, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
 def merge(
     config: Annotated[str, typer.Argument(help="mergekit YAML; with --add a merged folder.", metavar="CONFIG")],
     output: Annotated[str, typer.Argument(help="Folder of the merged model.", metavar="OUT")],

@@ -84,5 +84,5 @@ def closing_lines(folder: str) -> str:
     model = f"{folder}/5_merged"
     return (
         f"\nModel   {model}\nReport  {folder}/6_report/report.html\n"
-        f"Chat    transformers chat {model}\nServe   vllm serve {model}"
+        f"Chat    fusion-ray chat {folder}\nServe   vllm serve {model}"
     )
