@@ -56,4 +56,4 @@ def bits_per_byte(nll_nats: float, n_bytes: int) -> float:
     >>> round(bits_per_byte(13.862944, 10), 6)
     2.0
     """
-    return float("inf") if n_bytes == 0 else nll_nats / np.log(2.0) / n_bytes
+    return float("inf") if n_bytes == 0 else float(nll_nats / np.log(2.0) / n_bytes)
