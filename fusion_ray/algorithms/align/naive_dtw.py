@@ -32,13 +32,15 @@ def warp_naively(
     pivot: Sequence[str], source: Sequence[str], distance: Callable[[str, str], int] = edit_distance
 ) -> list[list[int]]:
     """Source positions aligned with each pivot position, in order."""
+    aligned: list[list[int]] = [[] for _ in pivot]
+    if not pivot or not source:
+        return aligned
     table = np.full((len(pivot), len(source)), np.inf)
     for i, ours in enumerate(pivot):
         for j, theirs in enumerate(source):
             before = min((table[a, b] for a, b in _steps(i, j)), default=0)
             table[i, j] = distance(ours, theirs) + before
     i, j = len(pivot) - 1, len(source) - 1
-    aligned: list[list[int]] = [[] for _ in pivot]
     while True:
         aligned[i].insert(0, j)
         if i == j == 0:
