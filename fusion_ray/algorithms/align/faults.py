@@ -46,7 +46,8 @@ def find_other_texts(
 ) -> np.ndarray:
     """Tell texts that differ from one text that a tokenizer has changed (Unicode normalisation, case, spaces).
 
-    Where both tokenizers are lossless one group of other letters is enough; else it takes more than half of the groups.
+    Where both tokenizers are lossless one group of other letters is enough. Else it takes more than half of the groups,
+    and letters of the whole turn that differ: stacked marks may be reordered over the edges of groups.
 
     Returns:
         OTHER_TEXT or FINE for each pivot turn, int8.
@@ -60,7 +61,19 @@ def find_other_texts(
     lossless = projector.pivot.lossless and projector.source.lossless
     texts = np.bincount(groups.turn[groups.place & END == 0], minlength=turns)
     allowed = np.zeros(turns) if lossless else 0.5 * texts
-    return np.where(np.bincount(groups.turn[other_G], minlength=turns) > allowed, OTHER_TEXT, FINE).astype(np.int8)
+    is_other = np.bincount(groups.turn[other_G], minlength=turns) > allowed
+    if not lossless:
+        for turn in np.flatnonzero(is_other):
+            is_other[turn] = not _same_letters(groups, int(turn), pivot, source, projector)
+    return np.where(is_other, OTHER_TEXT, FINE).astype(np.int8)
+
+
+def _same_letters(groups: Groups, turn: int, pivot: Answers, source: Answers, projector: Projector) -> bool:
+    inside = np.flatnonzero((groups.turn == turn) & (groups.place & END == 0))
+    first, last = inside[0], inside[-1]
+    ours = _letters(projector.pivot, pivot.ids_T[groups.pivot_start[first] : groups.pivot_stop[last]])
+    theirs = _letters(projector.source, source.ids_T[groups.source_start[first] : groups.source_stop[last]])
+    return ours is not None and ours == theirs
 
 
 def _letters(vocabulary: Vocabulary, ids: np.ndarray) -> str | None:
