@@ -23,7 +23,7 @@ from fusion_ray.algorithms.fuse.choose import (
 )
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer
-from fusion_ray.engines.scoring import answer_positions, read_topk
+from fusion_ray.engines.scoring import answer_positions, flat_values, read_topk
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
 
@@ -252,12 +252,12 @@ def _read(table: pa.Table) -> Scored:
     turns = table["turn_lengths"].to_pylist()
     spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)
     ids = [np.asarray(row, dtype=np.int32)[answer_positions(starts, counts)] for row, starts, counts in spans]
-    boundaries_T = _flat(table, "boundaries", np.int32)
+    boundaries_T = flat_values(table, "boundaries", np.int32)
     answers = Answers(
         ids_T=np.concatenate([*ids, np.zeros(0, dtype=np.int32)]),
         boundaries_T=boundaries_T,
         turn_offsets=offsets_of([count for row in turns for count in row]),
-        ended=_flat(table, "turn_ended", bool),
+        ended=flat_values(table, "turn_ended", bool),
         row_offsets=offsets_of([len(row) for row in turns]),
     )
     row_T = np.repeat(np.arange(len(lengths)), lengths)
@@ -265,10 +265,6 @@ def _read(table: pa.Table) -> Scored:
     starts = answers.turn_offsets[:-1]
     before_T[starts[starts < len(before_T)]] = 0
     return Scored(answers, read_topk(table), row_T, boundaries_T - before_T)
-
-
-def _flat(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
-    return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype)
 
 
 def _end_of_turn(answers: Answers) -> int:

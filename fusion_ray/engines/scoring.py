@@ -144,13 +144,13 @@ def read_topk(table: pa.Table) -> TopK:
     Args:
         table: A distributions or fused shard, or a part of one.
     """
-    real_T = _values(table, "real_logprobs", np.float32)
-    ids = _values(table, "topk_ids", np.int32)
+    real_T = flat_values(table, "real_logprobs", np.float32)
+    ids = flat_values(table, "topk_ids", np.int32)
     width = len(ids) // len(real_T) if len(real_T) else 1
-    return TopK(ids.reshape(-1, width), _values(table, "topk_logprobs", np.float32).reshape(-1, width), real_T)
+    return TopK(ids.reshape(-1, width), flat_values(table, "topk_logprobs", np.float32).reshape(-1, width), real_T)
 
 
-def _values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
+def flat_values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
     """The values of a list column, concatenated over rows; null rows hold none."""
     return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
 
@@ -158,7 +158,7 @@ def _values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
 def sum_scores(scored: pa.Table) -> dict[str, Any]:
     """Totals of a scored shard: answer tokens, bytes, nll in nats, and the rejected rows."""
     reasons = dict(zip(scored["id"].to_pylist(), scored["reason"].to_pylist(), strict=True))
-    real = _values(scored, "real_logprobs", np.float64)
+    real = flat_values(scored, "real_logprobs", np.float64)
     return {
         "rejected": {identity: reason for identity, reason in reasons.items() if reason is not None},
         "answer_tokens": len(real),
