@@ -9,7 +9,6 @@ Model tensors never travel between processes: a task reads the slices it needs, 
 import time
 from typing import Any
 
-from fusion_ray.errors import MissingArtifactError
 from fusion_ray.merging.execute import FileRecord, finish_weights, write_file
 from fusion_ray.merging.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merging.plan import DTYPES, MergePlan, OutputFile, plan_merge
@@ -26,9 +25,9 @@ from fusion_ray.merging.statistics import (
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
-from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
+from fusion_ray.storage.artifacts import Artifact, model_folder, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
-from fusion_ray.storage.filesystem import exists, join, list_files, sha256_of_file
+from fusion_ray.storage.filesystem import join, list_files, sha256_of_file
 
 MANIFEST = "MANIFEST.json"
 
@@ -79,18 +78,6 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
         block_bytes=int(merged.block_mib * 2**20),
         seed=recipe.seed,
     )
-
-
-def model_folder(target: Artifact) -> str:
-    """Where a target's model lies: in its artifact's folder, or in `model` within it.
-
-    Raises:
-        MissingArtifactError: In neither.
-    """
-    for folder in (target.folder, join(target.folder, "model")):
-        if exists(join(folder, "config.json")):
-            return folder
-    raise MissingArtifactError(f"{target}: no model in {target.folder}. Run the stage targets first.")
 
 
 def _measure(plan: MergePlan, known: Squares, artifact: Artifact, tell: Tell) -> list[Squares]:

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from fusion_ray.engines.scorer import make_scorer
 from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
-from fusion_ray.errors import MissingArtifactError
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import OpenAIEngine, Recipe, TransformersEngine, VllmEngine
 from fusion_ray.reporting.choices import count_choices, sum_choices
@@ -32,7 +31,7 @@ from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.stages import cluster
 from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
-from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import exists, join, local_path, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
@@ -168,18 +167,6 @@ def scoring_engine(recipe: Recipe) -> TransformersEngine | VllmEngine:
     """The engine that scored the pivot; behind a server it cannot load other models, so then Transformers."""
     engine = recipe.pivot.engine or recipe.distributions.engine
     return TransformersEngine() if isinstance(engine, OpenAIEngine) else engine
-
-
-def model_folder(artifact: Artifact) -> str:
-    """Where an artifact's model lies: in its folder, or in `model` within it.
-
-    Raises:
-        MissingArtifactError: In neither.
-    """
-    for folder in (artifact.folder, join(artifact.folder, "model")):
-        if exists(join(folder, "config.json")):
-            return folder
-    raise MissingArtifactError(f"{artifact}: no model in {artifact.folder}. Run the stages before the report first.")
 
 
 def _fingerprint(recipe: Recipe, corpus: Artifact, model: Artifact) -> str:

@@ -158,6 +158,18 @@ def read_manifest(folder: str) -> Manifest:
         raise CorruptArtifactError(f"{uri}: not a manifest ({error}). Delete it and run again.") from error
 
 
+def model_folder(artifact: Artifact) -> str:
+    """Where an artifact's model lies: in its folder, or in `model` within it.
+
+    Raises:
+        MissingArtifactError: In neither.
+    """
+    for folder in (artifact.folder, join(artifact.folder, "model")):
+        if exists(join(folder, "config.json")):
+            return folder
+    raise MissingArtifactError(f"{artifact}: no model in {artifact.folder}. Run the stage {artifact.stage} first.")
+
+
 def retract_manifest(folder: str) -> None:
     """Withdraw an artifact before it is made anew: from here on it does not exist."""
     delete(join(folder, MANIFEST))
