@@ -121,7 +121,10 @@ def train_unigram(texts: Iterable[str], size: int, style: Style) -> Tokenizer:
     words = _count_words(texts)
     reserved = ["<unk>", *style.specials, *_BYTES]
     candidates = Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=2 * size, limit_alphabet=size // 3, show_progress=False)
+    alphabet = _most_used_characters(words, size // 3)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2 * size, initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
+    )
     candidates.train_from_iterator((word for word, count in words.items() for _ in range(count)), trainer)
     pieces = sorted(candidates.get_vocab())
     counts = dict.fromkeys(pieces, 1.0)
@@ -141,8 +144,14 @@ def train_sentencepiece_bpe(texts: Iterable[str], size: int, style: Style) -> To
         Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)), prepend="first"
     )
     reserved = ["<unk>", *style.specials, *_BYTES]
+    texts = list(texts)
+    alphabet = _most_used_characters(_count_words(texts), max(size // 3, 64))
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=reserved, limit_alphabet=max(size // 3, 64), show_progress=False
+        vocab_size=size,
+        special_tokens=reserved,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     data = json.loads(tokenizer.to_str())
@@ -180,6 +189,15 @@ def _added(tokens: Iterable[str]) -> list[AddedToken]:
 def _count_words(texts: Iterable[str]) -> Counter[str]:
     split = _with_spaces_marked(Tokenizer(models.BPE()), prepend="never").pre_tokenizer
     return Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+
+
+def _most_used_characters(words: Counter[str], room: int) -> list[str]:
+    """The alphabet of a vocabulary; of characters used equally often, the trainer would keep others on every call."""
+    used: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            used[character] += count
+    return sorted(used, key=lambda character: (-used[character], character))[:room]
 
 
 def _count_pieces(counts: dict[str, float], words: Counter[str]) -> Counter[str]:

@@ -32,6 +32,12 @@ def test_training_again_gives_the_same_tokenizer(kind: str, texts: list[str]) ->
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
+def test_rare_characters_do_not_make_training_random(kind: str, texts: list[str]) -> None:
+    rare = "".join(chr(code) for code in range(0x4E00, 0x4E00 + 900))  # More than fit, each as rare as the others.
+    assert _train(kind, [*texts, rare]).to_str() == _train(kind, [*texts, rare]).to_str()
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_ids_are_dense_and_as_many_as_asked_for(kind: str, texts: list[str]) -> None:
     assert sorted(_train(kind, texts).get_vocab().values()) == list(range(700))
 
