@@ -32,7 +32,7 @@ from fusion_ray.algorithms.align.projector import Projector, build_projector
 from fusion_ray.algorithms.align.spellings import read_spellings
 from fusion_ray.algorithms.topk import TopK
 
-NAMES = ("mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gpt4o")
+NAMES = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gpt4o", "unigram_ja")
 SPEED_PAIRS = (
     ("llama3_1", "qwen3"),
     ("qwen3", "llama3_1"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from chats import chats
+from gold import measure_gold
 from measurement import Measurement, report
 from real_models import cache_folder, real_model
 from real_tokenizers import real_tokenizer
@@ -20,7 +21,7 @@ from fusion_ray.algorithms.align.projector import Projector, build_projector
 from fusion_ray.algorithms.align.vocabulary_map import build_map
 from fusion_ray.algorithms.topk import TopK
 
-PIVOTS = ("mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3")
+PIVOTS = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3")
 SOURCES = ("smollm2", "gemma3")
 ROWS, TOP_K = 24, 10
 COLUMNS = (
@@ -64,6 +65,15 @@ def _measure_pair(pivot: str, source: str, scored: Scored, texts: list[str], n_b
             own = scored.topk.nll_nats / np.log(2) / n_bytes
             lost = found.counts["projected_nll"] / np.log(2) / n_bytes - own
             _report(f"projected less own nll: {pivot} <- {source}", "bits/byte", lost, "<= 0", lost <= 1e-6)
+    for strategy in ("observed", "bayesian"):
+        gold = measure_gold(strategy, tokenizer, ours, scored.tokenizer, scored.answers, scored.topk)
+        shares = [gold.taught / gold.positions, 0.0, gold.wrong_byte / gold.positions, gold.mass_kept, gold.mass_lost]
+        shares.append(gold.real_lost / gold.taught)
+        print(
+            f"| {pivot} <- {source} | GOLD, {strategy} | "
+            + " | ".join(f"{share:.1%}" for share in shares)
+            + " | - | - |"
+        )
 
 
 def _align(

@@ -15,7 +15,7 @@ from real_tokenizers import real_tokenizer
 from scored import answers_of, made_up
 from texts import KINDS
 
-NAMES = ("mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gpt4o")
+NAMES = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gpt4o", "unigram_ja")
 
 
 @pytest.mark.slow
@@ -52,3 +52,25 @@ def test_real_tokenizers_project_onto_themselves_unchanged(name: str) -> None:
     np.testing.assert_allclose(projected.logprobs_TK, topk.logprobs_TK, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(projected.real_logprobs_T, topk.real_logprobs_T, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(projected.ids_TK, topk.ids_TK)
+
+
+@pytest.mark.slow
+def test_the_rebuilt_llama2_tokenizer_cuts_as_its_package_says() -> None:
+    try:
+        tokenizer = real_tokenizer("llama2")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    # The encoder cases of llama-tokenizer-js's own tests, without the beginning-of-text token.
+    cases = {
+        "grabbed": [2646, 1327, 287],
+        " grabbed": [29871, 2646, 1327, 287],
+        "           grabbed": [9651, 2646, 1327, 287],
+        "\n": [29871, 13],
+        " \n": [259, 13],
+        "\ttabs\t\t\t\tout here": [29871, 12, 21175, 12, 12, 12, 12, 449, 1244],
+        "ax\n####\nboo": [4853, 13, 4136, 13, 833, 29877],
+        "镇": [29871, 30411],
+        "🦙Ꙋ": [29871, 243, 162, 169, 156, 237, 156, 141],
+        "Ꙋ🦙": [29871, 237, 156, 141, 243, 162, 169, 156],
+    }
+    assert {text: tokenizer.encode(text, add_special_tokens=False).ids for text in cases} == cases
