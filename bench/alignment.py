@@ -1,6 +1,6 @@
 """Alignment: exact (`bytes`) beside the published modes, in quality and speed.
 
-    python bench/alignment.py            # everything, about fifteen minutes on two cores
+    python bench/alignment.py            # everything, about twenty minutes on two cores
     python bench/alignment.py laws       # conservation on real pairs x kinds of text
     python bench/alignment.py speed      # tokens per second and core, and beside literal dynamic time warping
     python bench/alignment.py modes      # the table of docs/fused.md: every mode on a real model's distributions
