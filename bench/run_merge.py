@@ -4,6 +4,7 @@ Usage: PYTHON bench/run_merge.py CONFIG OUT [CONFIG OUT ...]; a JSON line per me
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -16,7 +17,7 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for config, out in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         started = time.perf_counter()
-        merge_from_yaml(config, out)
+        merge_from_yaml(config, out, threads=len(os.sched_getaffinity(0)))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         report = {"config": config, "seconds": time.perf_counter() - started, "cpu": usage.ru_utime + usage.ru_stime}
         print(json.dumps(report | {"error": None}), flush=True)

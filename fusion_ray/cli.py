@@ -1,6 +1,7 @@
 """The command line: every error becomes one clear message and an exit code. Heavy imports wait for their command."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -135,20 +136,22 @@ def merge(
         str | None, typer.Option(help="One more target for a finished VaRM merge.", metavar="NAME=FOLDER")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random methods (dare, della).")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default one for each core.")] = None,
 ) -> None:
     """Merge models by a mergekit YAML, or add a target to a finished merge; runs without Ray."""
     from fusion_ray.merging.add import add_target
     from fusion_ray.merging.from_yaml import merge_from_yaml
     from fusion_ray.terminal import live_progress
 
+    threads = threads or len(os.sched_getaffinity(0))
     with live_progress(out) as tell:
         if add is None:
-            merge_from_yaml(config, output, seed=seed, tell=tell)
+            merge_from_yaml(config, output, seed=seed, threads=threads, tell=tell)
         else:
             name, _, folder = add.partition("=")
             if not folder:
                 raise RecipeError(f"--add {add}: expected NAME=FOLDER, such as math=runs/mine/4_targets/math.")
-            add_target(config, name, folder, output, tell=tell)
+            add_target(config, name, folder, output, threads=threads, tell=tell)
     out.print(f"Wrote {output}")
 
 

@@ -14,7 +14,7 @@ from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 
 
 def add_target(
-    merged: str, name: str, target: str, out: str, *, file_bytes: int = 5 << 30, tell: Tell = silent
+    merged: str, name: str, target: str, out: str, *, file_bytes: int = 5 << 30, threads: int = 1, tell: Tell = silent
 ) -> list[FileRecord]:
     """Merge again with one more target, with the method and types of the first merge.
 
@@ -24,6 +24,7 @@ def add_target(
         target: Its model folder.
         out: Folder of the new result.
         file_bytes: Upper bound of one output file.
+        threads: How many tensors are worked on at once.
         tell: Receives progress reports.
 
     Raises:
@@ -38,8 +39,11 @@ def add_target(
     try:
         first = json.loads(read_bytes(uri))
         folders, dtype, granularity = dict(first["folders"]), first["dtype"], first["granularity"]
+        method = first.get("method", "varm")
     except (ValueError, KeyError) as error:
         raise CorruptArtifactError(f"{uri}: damaged ({error}). Merge anew.") from error
+    if method != "varm":
+        raise RecipeError(f"merge --add: {merged} was merged by '{method}'; only VaRM merges can be added to.")
     if name in folders:
         raise RecipeError(f"merge --add: a target named '{name}' is in {merged} already: {', '.join(folders)}.")
     (pivot_name, pivot_folder), *targets = folders.items()
@@ -55,7 +59,7 @@ def add_target(
         file_bytes=file_bytes,
     )
     write_bytes(join(out, STATISTICS), read_bytes(uri))
-    records = merge_to_folder(plan, out, tell)
+    records = merge_to_folder(plan, out, tell, threads=threads)
     copy_tokenizer(pivot_folder, out)
     config = {"merged": {"method": {"kind": "varm", "granularity": granularity}, "dtype": dtype}}
     card = Card("merged", "varm", [pivot_folder, *(checkpoint.folder for checkpoint in opened.values())], config)

@@ -6,7 +6,7 @@ depend on the plan alone, so it does not matter who writes it, how many write at
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from fusion_ray.merging.statistics import (
     resolve_weights,
     save_squares,
 )
+from fusion_ray.merging.threads import over_tensors
 from fusion_ray.progress import Progress, Tell, silent
-from fusion_ray.storage.checkpoint_writer import CheckpointWriter, write_index
+from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Part, write_index
 from fusion_ray.storage.checkpoints import FLOATS, INDEX, TensorReader
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 
@@ -53,38 +54,45 @@ class FileRecord:
     squares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def merge_to_folder(plan: MergePlan, folder: str, tell: Tell = silent) -> list[FileRecord]:
+def merge_to_folder(plan: MergePlan, folder: str, tell: Tell = silent, *, threads: int = 1) -> list[FileRecord]:
     """Carry out a plan in this process: measure, write every file, then the index.
 
-    A merge that was interrupted goes on where it was.
+    A merge that was interrupted goes on where it was. The bytes do not depend on the number of threads.
     """
     known = load_squares(plan, folder)
-    measured = [measure_file(plan, work) for work in plan_measuring(plan, known)]
+    measured = [measure_file(plan, work, threads) for work in plan_measuring(plan, known)]
     plan = resolve_weights(plan, join_squares([known, *measured]))
     records = []
     for done, file in enumerate(plan.files, start=1):
-        records.append(write_file(plan, file, folder))
+        records.append(write_file(plan, file, folder, threads))
         tell(Progress("merge", done, len(plan.files), file.name))
     save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), folder)
     finish_weights(records, folder)
     return records
 
 
-def write_file(plan: MergePlan, file: OutputFile, folder: str) -> FileRecord:
-    """Merge the tensors of one output file and write it, unless it is already there and whole."""
+def write_file(plan: MergePlan, file: OutputFile, folder: str, threads: int = 1) -> FileRecord:
+    """Merge the tensors of one output file and write it, unless it is already there and whole.
+
+    A file on a remote store is written from its start to its end, by one thread.
+    """
     finished = find_record(plan, file, folder)
     if finished:
         return finished
     uri = join(folder, file.name)
+    with CheckpointWriter(uri, [job.slot for job in file.jobs]) as writer:
+
+        def write(number: int, reader: TensorReader) -> MergedTensor | None:
+            return _write_tensor(plan, file.jobs[number], reader, writer.parts[number])
+
+        made = over_tensors(file.jobs, write, threads if writer.any_order else 1)
     weights: dict[str, dict[str, float] | None] = {}
     squares: dict[str, dict[str, float]] = {}
-    with TensorReader() as reader, CheckpointWriter(uri, [job.slot for job in file.jobs]) as writer:
-        for job in file.jobs:
-            merged = _write_tensor(plan, job, reader, writer)
-            names = [plan.models[model] for model in job.models]
-            weights[job.name] = _by_name(names, merged.weights) if merged and merged.weights else None
-            if merged and merged.squares:
-                squares[job.name] = _by_name(names, merged.squares)
+    for job, merged in zip(file.jobs, made, strict=True):
+        names = [plan.models[model] for model in job.models]
+        weights[job.name] = _by_name(names, merged.weights) if merged and merged.weights else None
+        if merged and merged.squares:
+            squares[job.name] = _by_name(names, merged.squares)
     tensors = {job.name: job.slot.nbytes for job in file.jobs}
     record = FileRecord(file.name, plan.fingerprint, _size(uri), tensors, weights, squares)
     write_bytes(_record_uri(folder, file), json.dumps(asdict(record)).encode())
@@ -96,18 +104,16 @@ def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
     return dict(zip(names[-len(values) :], values, strict=True))
 
 
-def _write_tensor(
-    plan: MergePlan, job: TensorJob, reader: TensorReader, writer: CheckpointWriter
-) -> MergedTensor | None:
+def _write_tensor(plan: MergePlan, job: TensorJob, reader: TensorReader, part: Part) -> MergedTensor | None:
     if job.inputs[0].dtype not in FLOATS:
-        writer.write_raw(_agreed(job, reader))
+        part.write_raw(_agreed(job, reader))
         return None
     tensor = StoredModels(job.name, job.inputs, reader, plan.block_bytes)
     names = [plan.models[model] for model in job.models]
     merged = merge_tensor(job.method, tensor, job.parameters, seed=plan.seed, names=names)
     for block in merged.blocks:
-        writer.write(block.reshape(-1))
-    return merged
+        part.write(block.reshape(-1))
+    return replace(merged, blocks=iter(()))  # So that nothing of the tensor stays in memory.
 
 
 def _agreed(job: TensorJob, reader: TensorReader) -> np.ndarray:

@@ -25,6 +25,7 @@ def merge_from_yaml(
     file_bytes: int = 5 << 30,
     block_bytes: int = 1 << 20,
     seed: int = 0,
+    threads: int = 1,
     tell: Tell = silent,
 ) -> list[FileRecord]:
     """Carry out a mergekit config. Several documents run in order; a later one names an earlier one's result.
@@ -35,6 +36,7 @@ def merge_from_yaml(
         file_bytes: Upper bound of one output file.
         block_bytes: Bound on the float32 block of all models that is held at once.
         seed: Seeds the random methods.
+        threads: How many tensors are worked on at once; the bytes written do not depend on it.
         tell: Receives progress reports.
 
     Returns:
@@ -51,7 +53,7 @@ def merge_from_yaml(
         last = number == len(documents)
         folder = out if last else join(out, INTERMEDIATE, document.name or f"document{number}")
         bounds = {"file_bytes": file_bytes, "block_bytes": block_bytes, "seed": seed}
-        records = _merge_document(document, folder, named, bounds, tell)
+        records = _merge_document(document, folder, named, bounds, threads, tell)
         if document.name:
             named[document.name] = folder
     return records
@@ -79,7 +81,7 @@ def _in_order(documents: Sequence[MergekitConfig]) -> list[MergekitConfig]:
 
 
 def _merge_document(
-    config: MergekitConfig, out: str, named: Mapping[str, str], bounds: Mapping[str, int], tell: Tell
+    config: MergekitConfig, out: str, named: Mapping[str, str], bounds: Mapping[str, int], threads: int, tell: Tell
 ) -> list[FileRecord]:
     folders = {name: named.get(name) or find_folder(name) for name in config.model_names()}
     if exists(join(out, "config.json")) and not exists(join(out, WORK)):
@@ -89,7 +91,7 @@ def _merge_document(
     if config.tokenizer or config.tokenizer_source:
         vocabulary = build_vocabulary(config, checkpoints, join(out, WORK))
     draft = plan_config(config, checkpoints, reshape=vocabulary.tensors if vocabulary else {}, **bounds)
-    records = merge_to_folder(draft.plan, out, tell)
+    records = merge_to_folder(draft.plan, out, tell, threads=threads)
     card = Card(
         name=config.name or Path(out).name,
         method=config.merge_method,
@@ -109,11 +111,15 @@ def _merge_document(
 
 
 def find_folder(reference: str) -> str:
-    """The folder of a model: a local path, `path@revision` of a Hub cache folder, or a Hub id.
+    """The folder of a model: a local path, an address such as s3://, `path@revision` of a Hub cache, or a Hub id.
 
     Raises:
         RecipeError: There is none, or the name is of a form that is not supported.
     """
+    if "://" in reference:
+        if not exists(join(reference, "config.json")):
+            raise RecipeError(f"model '{reference}': no config.json there. Expected a Hugging Face model folder.")
+        return reference.rstrip("/")
     if Path(reference).expanduser().is_dir():
         return str(Path(reference).expanduser())
     path, _, revision = reference.partition("@")

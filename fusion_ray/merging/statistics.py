@@ -14,6 +14,7 @@ from fusion_ray.algorithms.merge.varm import weigh_groups
 from fusion_ray.errors import MergeError
 from fusion_ray.merging.plan import DTYPES, MergePlan, OutputFile, TensorJob, describe_file
 from fusion_ray.merging.reading import StoredModels
+from fusion_ray.merging.threads import over_tensors
 from fusion_ray.storage.checkpoints import FLOATS, TensorReader
 from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 
@@ -45,21 +46,23 @@ def plan_measuring(plan: MergePlan, known: Mapping[str, Mapping[str, float]]) ->
 
 
 def _granularity(job: TensorJob) -> str | None:
-    return job.parameters["granularity"] if job.method == "varm" else None
+    """VaRM's; weights that are learned begin at VaRM's and need all statistics first, whatever their granularity."""
+    return job.parameters["granularity"] if job.method == "varm" else "learned" if job.method == "learned" else None
 
 
-def measure_file(plan: MergePlan, work: Measuring) -> Squares:
+def measure_file(plan: MergePlan, work: Measuring, threads: int = 1) -> Squares:
     """First pass over the tensors of one file."""
     names = [plan.models[number] for number in work.targets]
-    found: Squares = {}
-    with TensorReader() as reader:
-        for job in work.file.jobs:
-            if job.inputs[0].dtype not in FLOATS:
-                continue
-            inputs = (job.inputs[0], *(job.inputs[job.models.index(number)] for number in work.targets))
-            squares_J = delta_squares(StoredModels(job.name, inputs, reader, plan.block_bytes))
-            found[job.name] = dict(zip(names, squares_J.tolist(), strict=True))
-    return found
+    jobs = [job for job in work.file.jobs if job.inputs[0].dtype in FLOATS]
+
+    def measure(number: int, reader: TensorReader) -> dict[str, float]:
+        job = jobs[number]
+        inputs = (job.inputs[0], *(job.inputs[job.models.index(target)] for target in work.targets))
+        squares_J = delta_squares(StoredModels(job.name, inputs, reader, plan.block_bytes))
+        return dict(zip(names, squares_J.tolist(), strict=True))
+
+    found = over_tensors(jobs, measure, threads)
+    return {job.name: squares for job, squares in zip(jobs, found, strict=True)}
 
 
 def resolve_weights(plan: MergePlan, squares: Mapping[str, Mapping[str, float]]) -> MergePlan:
@@ -69,7 +72,7 @@ def resolve_weights(plan: MergePlan, squares: Mapping[str, Mapping[str, float]])
         MergeError: Tensors ask for different granularities.
     """
     jobs = [job for file in plan.files for job in file.jobs if job.name in squares]
-    kinds = {_granularity(job) for job in jobs} - {None}
+    kinds = {_granularity(job) for job in jobs} - {None, "learned"}
     if not kinds:
         return plan
     if len(kinds) > 1:
@@ -106,6 +109,7 @@ def _describe_merge(plan: MergePlan) -> dict[str, Any]:
     kept = all(job.dtype == job.inputs[0].dtype for job in jobs)
     names = {stored: name for name, stored in DTYPES.items()}
     return {
+        "method": job.method,
         "folders": {plan.models[n]: t.uri.rpartition("/")[0] for n, t in zip(job.models, job.inputs, strict=True)},
         "granularity": job.parameters["granularity"],
         "dtype": "pivot" if kept else names[job.dtype],

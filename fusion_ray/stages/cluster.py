@@ -55,6 +55,11 @@ def total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))
 
 
+def largest_node(resource: str) -> float:
+    """The most that a single node has of a resource now, whoever uses it."""
+    return max((float(node["Resources"].get(resource, 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+
+
 def can_autoscale() -> bool:
     """Whether the cluster may grow beyond what it has now."""
     return bool(os.environ.get("RAY_AUTOSCALING") or ray.cluster_resources().get("autoscaling_head"))

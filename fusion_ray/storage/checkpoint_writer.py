@@ -1,9 +1,11 @@
 """Write safetensors files as their tensors come, block by block; a file appears whole under its name or not at all."""
 
+import contextlib
 import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -31,49 +33,45 @@ class Slot(NamedTuple):
 class CheckpointWriter:
     """Writes one safetensors file; a context manager. Leaving it with an error leaves nothing behind.
 
-    Tensors are written in the order of the slots, elements in order, in blocks of any size.
+    A tensor is written by its part, in order, in blocks of any size. On a local disk the parts may be written in any
+    order and by several threads; to a remote store one after the other (see `any_order`).
+
+    Attributes:
+        parts: Where each tensor is written, in the order of the slots.
+        any_order: Whether the parts may be written in any order.
     """
 
     def __init__(self, uri: str, slots: Sequence[Slot]) -> None:
         self.uri = uri
-        self._slots = list(slots)
-        place = locate(uri)
-        self._local = Path(place.path) if place.is_local else None
-        folder, _, name = place.path.rpartition("/")
+        self._place = locate(uri)
+        self.any_order = self._place.is_local
+        header = _header(slots)
+        starts = accumulate([slot.nbytes for slot in slots], initial=len(header))
+        self.parts = [Part(self, slot, start) for slot, start in zip(slots, starts, strict=False)]
         # On a remote store an object exists once its upload is complete, so it needs no other name before.
-        self._path = f"{folder}/.{name}.{os.getpid()}.tmp" if self._local else place.path
-        if self._local:
-            self._local.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = place.filesystem.open_output_stream(self._path)
-        self._stream.write(_header(self._slots))
-        self._left = [slot.nbytes // BYTES_OF[slot.dtype] for slot in self._slots]
-        self._current = 0
+        self._path, self._stream, self._file = self._place.path, None, -1
+        if self.any_order:
+            folder, _, name = self._path.rpartition("/")
+            self._path = f"{folder}/.{name}.{os.getpid()}.tmp"
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        else:
+            self._stream = self._place.filesystem.open_output_stream(self._path)
+        self.write_at(header, 0)
 
     def write(self, values: np.ndarray) -> None:
-        """Append float32 elements to the tensor that is being written, rounding them to its type.
+        """Append float32 elements to the first tensor that is not whole yet; see `Part.write`."""
+        next(part for part in self.parts if part.left).write(values)
 
-        Raises:
-            NonFiniteError: A value is not finite, or too large for the tensor's type.
-        """
-        slot = self._slots[self._at()]
-        stored = from_float32(values, slot.dtype)
-        if not _is_finite(stored, slot.dtype):
-            raise NonFiniteError(
-                f"{self.uri}: tensor {slot.name}: a merged weight is not finite in {slot.dtype}. "
-                "Write a wider type (dtype: bfloat16 or float32)."
-            )
-        self.write_raw(stored)
-
-    def write_raw(self, stored: np.ndarray) -> None:
-        """Append elements as they are stored."""
-        self._left[self._at()] -= stored.size
-        assert self._left[self._current] >= 0, "more elements than the tensor has"
-        self._stream.write(np.ascontiguousarray(stored).data)
-
-    def _at(self) -> int:
-        while self._left[self._current] == 0:
-            self._current += 1
-        return self._current
+    def write_at(self, data: bytes | memoryview, start: int) -> None:
+        """Put bytes at their place in the file; where there is no `any_order`, at its end."""
+        if self._stream is not None:
+            self._stream.write(data)
+            return
+        left = memoryview(data)
+        while left:
+            written = os.pwrite(self._file, left, start)
+            left, start = left[written:], start + written
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -84,19 +82,54 @@ class CheckpointWriter:
         if kind is not None:
             self._abort()
             return
-        assert not any(self._left), "a tensor was not written to its end"
-        self._stream.close()
-        if self._local:
-            with Path(self._path).open("rb") as file:
-                os.fsync(file.fileno())
-            Path(self._path).replace(self._local)
+        assert not any(part.left for part in self.parts), "a tensor was not written to its end"
+        if self._stream is not None:
+            self._stream.close()
+            return
+        os.fsync(self._file)
+        os.close(self._file)
+        Path(self._path).replace(self._place.path)
 
     def _abort(self) -> None:
-        if self._local:
-            self._stream.close()
-            Path(self._path).unlink(missing_ok=True)
-        elif hasattr(self._stream, "abort"):
-            self._stream.abort()
+        # Closing completes an upload, and pyarrow can end one in no other way; so what it made is deleted at once.
+        with contextlib.suppress(OSError):
+            os.close(self._file) if self._stream is None else self._stream.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._place.filesystem.delete_file(self._path)
+
+
+class Part:
+    """The place of one tensor in a file that is being written.
+
+    Attributes:
+        left: Elements that are still to come.
+    """
+
+    def __init__(self, writer: CheckpointWriter, slot: Slot, start: int) -> None:
+        self._writer, self._slot, self._next = writer, slot, start
+        self.left = slot.nbytes // BYTES_OF[slot.dtype]
+
+    def write(self, values: np.ndarray) -> None:
+        """Append float32 elements, rounding them to the tensor's type.
+
+        Raises:
+            NonFiniteError: A value is not finite, or too large for the tensor's type.
+        """
+        stored = from_float32(values, self._slot.dtype)
+        if not _is_finite(stored, self._slot.dtype):
+            raise NonFiniteError(
+                f"{self._writer.uri}: tensor {self._slot.name}: a merged weight is not finite in {self._slot.dtype}. "
+                "Write a wider type (dtype: bfloat16 or float32)."
+            )
+        self.write_raw(stored)
+
+    def write_raw(self, stored: np.ndarray) -> None:
+        """Append elements as they are stored."""
+        self.left -= stored.size
+        assert self.left >= 0, "more elements than the tensor has"
+        data = np.ascontiguousarray(stored).data.cast("B") if stored.size else b""
+        self._writer.write_at(data, self._next)
+        self._next += len(data)
 
 
 def _header(slots: Sequence[Slot]) -> bytes:

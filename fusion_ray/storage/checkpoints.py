@@ -9,7 +9,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pyarrow import fs
@@ -20,6 +20,7 @@ from fusion_ray.storage.filesystem import exists, join, list_files, locate, read
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100 << 20
+_REMOTE_BYTES = 8 << 20
 BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
             "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -175,11 +176,23 @@ def _check_extent(uri: str, tensors: Mapping[str, StoredTensor], size: int) -> N
             )
 
 
+class _Window(NamedTuple):
+    """Bytes start.. of a file."""
+
+    start: int
+    data: bytes
+
+
 class TensorReader:
-    """Reads stretches of tensors by offset, keeping files open in between; not shared between threads."""
+    """Reads stretches of tensors by offset, keeping files open in between; not shared between threads.
+
+    A request to a remote store takes long however little it asks for, so there at least 8 MiB are fetched, and what
+    follows is served from them.
+    """
 
     def __init__(self) -> None:
         self._files: dict[str, Any] = {}
+        self._windows: dict[str, _Window] = {}
 
     def read_raw(self, tensor: StoredTensor, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Elements start..stop of the flattened tensor as they are stored; BF16 as its bits in uint16.
@@ -190,7 +203,7 @@ class TensorReader:
         stop = tensor.size if stop is None else stop
         width = BYTES_OF[tensor.dtype]
         wanted = (stop - start) * width
-        buffer = self._open(tensor.uri).read_at(wanted, tensor.start + start * width)
+        buffer = self._fetch(tensor.uri, tensor.start + start * width, wanted)
         if len(buffer) != wanted:
             raise CorruptArtifactError(f"{tensor.uri}: cut short within tensor {tensor.name}. Get the file again.")
         return np.frombuffer(buffer, dtype=_STORED_AS[tensor.dtype])
@@ -221,17 +234,26 @@ class TensorReader:
                 "finite weights. The model is broken, or was saved in a type too narrow for it."
             )
 
-    def _open(self, uri: str) -> Any:
+    def _fetch(self, uri: str, start: int, count: int) -> Any:
         if uri not in self._files:
             place = locate(uri)
             self._files[uri] = place.filesystem.open_input_file(place.path)
-        return self._files[uri]
+            if not place.is_local:
+                self._windows[uri] = _Window(0, b"")
+        window = self._windows.get(uri)
+        if window is None:
+            return self._files[uri].read_at(count, start)
+        if start < window.start or start + count > window.start + len(window.data):
+            window = _Window(start, self._files[uri].read_at(max(count, _REMOTE_BYTES), start))
+            self._windows[uri] = window
+        return memoryview(window.data)[start - window.start :][:count]
 
     def close(self) -> None:
         """Close every file."""
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._windows.clear()
 
     def __enter__(self) -> "TensorReader":
         return self

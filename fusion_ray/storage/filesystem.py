@@ -9,6 +9,7 @@ import os
 import uuid
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from pyarrow import fs
 
@@ -32,18 +33,28 @@ class Place(NamedTuple):
 def locate(uri: str) -> Place:
     """Find the filesystem of a URI or local path.
 
+    s3:// means Amazon's, or the store that the environment variable AWS_ENDPOINT_URL names, as for AWS's own tools.
+
     Raises:
         RecipeError: The scheme is unknown or the store's settings are missing.
     """
     if "://" not in uri:
         return Place(fs.LocalFileSystem(), str(Path(uri).absolute()))
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri + _endpoint(uri))
     except (OSError, ValueError, NotImplementedError) as error:
         raise RecipeError(
             f"{uri}: no filesystem for this address ({error}). Use a local path, s3://, gs:// or hdfs://."
         ) from error
     return Place(filesystem, path)
+
+
+def _endpoint(uri: str) -> str:
+    """What must follow an s3:// address so that pyarrow asks the store of AWS_ENDPOINT_URL, which it does not read."""
+    scheme, _, host = os.environ.get("AWS_ENDPOINT_URL", "").rstrip("/").rpartition("://")
+    if not host or not uri.startswith("s3://") or "?" in uri:
+        return ""
+    return f"?{urlencode({'endpoint_override': host, 'scheme': scheme or 'https'})}"
 
 
 def absolute(uri: str) -> str:

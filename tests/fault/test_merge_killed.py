@@ -1,6 +1,5 @@
 """A merge that is killed: nothing half-written is visible, and doing it again ends in the same bytes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,9 +14,20 @@ from toy_checkpoints import moved, save_toy, toy_tensors
 from fusion_ray.merging.from_yaml import merge_from_yaml
 
 FILE_BYTES = 400_000
+# Merges, and stops for ever in the middle of the third file.
 CODE = """
-import sys
+import sys, threading
+from pathlib import Path
 from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.storage.checkpoint_writer import Part
+
+def write_until_the_third_file(part, values, write=Part.write):
+    write(part, values)
+    if len(list(Path(sys.argv[2]).glob("model-*.safetensors"))) == 2:
+        print("in the third file", flush=True)
+        threading.Event().wait()
+
+Part.write = write_until_the_third_file
 merge_from_yaml(sys.argv[1], sys.argv[2], file_bytes={})
 """
 
@@ -37,21 +47,17 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def wait_for_files(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    """Until so many files of the merge are whole, or the merge has ended."""
-    while process.poll() is None and len(list(folder.glob("model-*.safetensors"))) < count:
-        os.sched_yield()
-
-
 @pytest.mark.timeout(300)
 def test_a_killed_merge_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, config: Path) -> None:
     merge_from_yaml(config, str(tmp_path / "whole"), file_bytes=FILE_BYTES)
     command = [sys.executable, "-c", CODE.format(FILE_BYTES), str(config), str(tmp_path / "cut")]
-    process = subprocess.Popen(command)
-    wait_for_files(tmp_path / "cut", 2, process)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in the third file\n"
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the merge ended before it could be killed"
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "cut" / "config.json").exists()
+    assert len(list((tmp_path / "cut").glob(".model*.tmp"))) == 1
     for file in (tmp_path / "cut").glob("model-*.safetensors"):
         load_file(file)  # What is visible is whole.
     done = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cut").glob("model-*.safetensors")}
@@ -64,4 +70,4 @@ def test_a_killed_merge_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, confi
         if name != "README.md":  # Its title is the folder's name.
             assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     kept = [name for name, changed in done.items() if (tmp_path / "cut" / name).stat().st_mtime_ns == changed < started]
-    assert len(kept) >= 1
+    assert len(kept) == 2

@@ -280,3 +280,34 @@ def test_an_empty_tensor_is_merged_to_an_empty_tensor(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "unrelated.safetensors")
     merge_to_folder(plan_of(folders), str(tmp_path / "out"))
     assert load(tmp_path / "out")["none"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("varm", {"granularity": "layer"}), ("dare_ties", {"density": 0.5})])
+def test_any_number_of_threads_writes_the_same_bytes(
+    folders: dict[str, str], tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    plan = plan_of(folders, method, settings, file_bytes=40_000, block_bytes=1 << 12)
+    alone = merge_to_folder(plan, str(tmp_path / "alone"))
+    assert merge_to_folder(plan, str(tmp_path / "together"), threads=8) == alone
+    for file in plan.files:
+        assert (tmp_path / "together" / file.name).read_bytes() == (tmp_path / "alone" / file.name).read_bytes()
+
+
+def test_an_error_in_one_thread_leaves_no_file(folders: dict[str, str], tmp_path: Path) -> None:
+    broken = moved(PIVOT, 1)
+    broken["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("inf")
+    save_toy(tmp_path / "math", broken)
+    with pytest.raises(NonFiniteError, match=r"q_proj\.weight holds inf at element 0"):
+        merge_to_folder(plan_of(folders), str(tmp_path / "out"), threads=4)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_targets_that_are_all_equal_to_the_pivot_give_the_pivot_by_every_method_of_a_recipe(tmp_path: Path) -> None:
+    twins = ("pivot", "math", "code")
+    folders = {name: save_toy(tmp_path / name, PIVOT, torch.float32) for name in twins}
+    settings: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.1}}
+    for method in METHODS.keys() - {"learned", "nearswap", "arcee_fusion", "passthrough"}:
+        merge_to_folder(plan_of(folders, method, settings.get(method)), str(tmp_path / method))
+        merged = load(tmp_path / method)
+        for name, tensor in PIVOT.items():
+            torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-7, msg=f"{method}: {name}")
