@@ -48,6 +48,21 @@ class Varm(MergeMethod):
     granularity: Literal["model", "layer", "module", "matrix", "element"] = "matrix"
 
 
+class Learned(MergeMethod):
+    """Weights found by descent on the fused sets that the targets were trained on, from VaRM's weights on (ours).
+
+    The pivot is a member too. `simplex`: every weight is at least 0; `free`: any numbers. Either way they sum to 1.
+    """
+
+    kind: Literal["learned"] = "learned"
+    granularity: Literal["model", "layer", "module", "matrix"] = "matrix"
+    members: Literal["simplex", "free"] = "simplex"
+    rows: int = Field(512, ge=1)
+    steps: int = Field(60, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    seed: int = Field(0, ge=0)
+
+
 class Linear(MergeMethod):
     """The plain or weighted mean of the targets."""
 
@@ -220,9 +235,9 @@ class Passthrough(MergeMethod):
 
 
 AnyMethod = Annotated[
-    Varm | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear | Breadcrumbs
-    | BreadcrumbsTies | Slerp | Nuslerp | Multislerp | Karcher | ModelStock | Ram | RamplusTl | Nearswap | ArceeFusion
-    | Passthrough,
+    Varm | Learned | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear
+    | Breadcrumbs | BreadcrumbsTies | Slerp | Nuslerp | Multislerp | Karcher | ModelStock | Ram | RamplusTl | Nearswap
+    | ArceeFusion | Passthrough,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

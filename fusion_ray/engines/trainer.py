@@ -209,14 +209,10 @@ class Trainer:
     def measure(self, judge: Validation) -> Measured:
         """Bits per byte of the validation rows; the model is left in training mode."""
         self.engine.core.eval()
-        nll_nats_N = torch.zeros(len(judge.rows), dtype=torch.float64)
-        for step in self._plan(judge.lengths_N, 0):
-            for batch in self._my_batches(step.batches):
-                laid_out = self._lay_out(judge.rows, batch, 1.0)
-                _, gold_N, _ = self.engine.core(laid_out, 1.0)
-                nll_nats_N.index_add_(0, torch.from_numpy(laid_out.row_N), gold_N.double().cpu())
+        mine = [batch for step in self._plan(judge.lengths_N, 0) for batch in self._my_batches(step.batches)]
+        nll_nats_N = judge.sum_nll(self.engine.core, (self._lay_out(judge.rows, batch, 1.0) for batch in mine))
         self.engine.core.train()
-        everywhere_N = nll_nats_N.to(self.engine.device)
+        everywhere_N = torch.from_numpy(nll_nats_N).to(self.engine.device)
         torch.distributed.all_reduce(everywhere_N)
         return judge.summarise(everywhere_N.cpu().numpy())
 

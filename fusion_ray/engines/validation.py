@@ -5,11 +5,14 @@ teacher. Judged per domain, because a source is good at something and not at eve
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
-from fusion_ray.engines.training_data import TrainingRows
+from fusion_ray.engines.training_data import TrainingBatch, TrainingRows
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Validation:
         self.bytes_N = np.array([rows.answer_bytes(number) for number in range(len(rows))], dtype=np.int64)
         self.lengths_N = np.where(self.bytes_N > 0, rows.lengths_N, 0)
         self.domain_N = np.array([rows.domain_of(number) for number in range(len(rows))])
+
+    def sum_nll(self, student: Callable[..., Any], batches: Iterable[TrainingBatch]) -> np.ndarray:
+        """Each row's nll in nats over its answer, as a student sees it; rows in no batch have 0."""
+        nll_nats_N = torch.zeros(len(self.rows), dtype=torch.float64)
+        for batch in batches:
+            _, gold_N, _ = student(batch, 1.0)
+            nll_nats_N.index_add_(0, torch.from_numpy(batch.row_N), gold_N.double().cpu())
+        return nll_nats_N.numpy()
 
     def summarise(self, nll_nats_N: np.ndarray) -> Measured:
         """Turn each row's summed nll into bits per byte."""

@@ -1,6 +1,7 @@
 """Stage `merged`: make one model of the pivot's shape from the targets, a Ray task for each output file.
 
-Reads:  the pivot's folder; the model folder of every target that was taught by a source (not the controls).
+Reads:  the pivot's folder; the model folder of every target that was taught by a source (not the controls); for
+        `method: learned` their fused sets.
 Writes: a Hugging Face model folder: config, tokenizer, safetensors, model card, weights.json; MANIFEST.json.
 
 Model tensors never travel between processes: a task reads the slices it needs, by offset, where it runs.
@@ -25,6 +26,7 @@ from fusion_ray.merging.statistics import (
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
+from fusion_ray.stages.learned_weights import resolve_learned
 from fusion_ray.storage.artifacts import Artifact, model_folder, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
 from fusion_ray.storage.filesystem import join, list_files, sha256_of_file
@@ -46,7 +48,10 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     plan = _plan(recipe, artifact)
     known = load_squares(plan, artifact.folder)
     measured = _measure(plan, known, artifact, tell)
-    plan = resolve_weights(plan, join_squares([known, *measured]))
+    squares = join_squares([known, *measured])
+    if recipe.merged.method.kind == "learned":
+        plan = resolve_learned(recipe, artifact, plan, squares, tell)
+    plan = resolve_weights(plan, squares)
     records = _write(plan, artifact, tell)
     save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), artifact.folder)
     finish_weights(records, artifact.folder)
@@ -82,23 +87,31 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
 
 def _measure(plan: MergePlan, known: Squares, artifact: Artifact, tell: Tell) -> list[Squares]:
     works = plan_measuring(plan, known)
+    threads = _threads(len(works))
 
     def measure(work: Measuring) -> dict[str, Any]:
-        return {"name": work.file.name, "squares": measure_file(plan, work)}
+        return {"name": work.file.name, "squares": measure_file(plan, work, threads)}
 
     found = []
-    for done, result in enumerate(cluster.stream(works, measure, cpus=1), start=1):
+    for done, result in enumerate(cluster.stream(works, measure, cpus=threads), start=1):
         found.append(result["squares"])
         tell(Progress(str(artifact), done, len(works), "measuring"))
     return found
 
 
+def _threads(tasks: int) -> int:
+    """Threads of each task where there are fewer tasks than CPUs; a task stays on one node."""
+    return max(1, int(min(cluster.total("CPU") // max(1, tasks), cluster.largest_node("CPU"))))
+
+
 def _write(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[FileRecord]:
+    threads = _threads(len(plan.files))
+
     def write(file: OutputFile) -> dict[str, Any]:
-        return write_file(plan, file, artifact.folder).__dict__
+        return write_file(plan, file, artifact.folder, threads).__dict__
 
     records = []
-    for done, result in enumerate(cluster.stream(list(plan.files), write, cpus=1), start=1):
+    for done, result in enumerate(cluster.stream(list(plan.files), write, cpus=threads), start=1):
         records.append(FileRecord(**result))
         tell(Progress(str(artifact), done, len(plan.files), "merging"))
     return sorted(records, key=lambda record: record.file)

@@ -35,6 +35,8 @@ def test_a_short_recipe_gets_the_papers_defaults() -> None:
         ("targets.learning_rat=1", "did you mean 'learning_rate'"),
         ("distributions.engine.dtyp=float32", "did you mean 'dtype'"),
         ("sources.code.engine.kind=vlm", "'transformers', 'vllm', 'openai'"),
+        ("merged.method={kind: learned, granularity: element}", "'model', 'layer', 'module' or 'matrix'"),
+        ("merged.method={kind: learned, steps: 0}", "greater than or equal to 1"),
         ("merged.method.granularity=row", "'model', 'layer', 'module', 'matrix' or 'element'"),
         ("targets.epochs=-1", "greater than 0"),
         ("corpus.heldout=1", "less than 1"),
