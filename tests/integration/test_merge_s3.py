@@ -65,8 +65,8 @@ def test_a_merge_in_the_store_gives_the_bytes_of_a_merge_on_disk(
     tmp_path: Path, folders: dict[str, str], change: dict[str, object]
 ) -> None:
     here, there = str(tmp_path / "out"), f"{STORE}/out-{change.get('merge_method', 'varm')}"
-    merge_from_yaml(write_config(tmp_path, folders["disk"], **change), here, file_bytes=60_000)
-    merge_from_yaml(write_config(tmp_path, folders["store"], **change), there, file_bytes=60_000)
+    merge_from_yaml(write_config(tmp_path, folders["disk"], **change), here, file_bytes=20_000)
+    merge_from_yaml(write_config(tmp_path, folders["store"], **change), there, file_bytes=20_000)
     files = [name for name in list_files(here) if name.endswith((".safetensors", ".index.json", "tokenizer.json"))]
     assert len(files) > 3
     assert set(list_files(there, recursive=True)) == set(list_files(here, recursive=True))
