@@ -56,7 +56,7 @@ def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     merged = _artifact(recipe, "merged", "", settings, taught, {"pivot": models["pivot"]})
     inputs = {f"distributions/{n}": a for n, a in distributions.items()} | {f"fused/{n}": a for n, a in fused.items()}
     inputs |= {f"targets/{n}": a for n, a in targets.items()} | {"corpus": corpus, "merged": merged}
-    report = _artifact(recipe, "report", "", _section(recipe.report), inputs, models)
+    report = _report(recipe, inputs, models, need_inputs)
     return [corpus, *distributions.values(), *fused.values(), *targets.values(), merged, report]
 
 
@@ -179,6 +179,21 @@ def _targets(
     return {
         name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()
     }
+
+
+def _report(recipe: Recipe, inputs: dict[str, Artifact], models: dict[str, ModelFiles], need_inputs: bool) -> Artifact:
+    settings, contents = _section(recipe.report), {}
+    if recipe.judge is not None:
+        hidden = {"base_url", "api_key_variable", "questions"}  # Where the judge is, not what it is.
+        settings["judge"] = {key: value for key, value in _section(recipe.judge).items() if key not in hidden}
+        if exists(recipe.judge.questions):
+            contents = {"judge questions": _content_hash(recipe.judge.questions)}
+        else:
+            missing = f"judge.questions: no file {recipe.judge.questions}. Give JSON lines in MT-Bench's format."
+            if need_inputs:
+                raise RecipeError(missing)
+            contents = {"missing": missing}
+    return _artifact(recipe, "report", "", settings, inputs, models, contents)
 
 
 def _artifact(

@@ -216,6 +216,24 @@ class Report(Section):
     bootstrap: int = Field(2000, ge=100)
 
 
+class Judge(Section):
+    """A model behind an OpenAI-compatible server that grades answers to MT-Bench-style questions, for the report."""
+
+    base_url: str
+    model: str
+    questions: str
+    kinds: tuple[Literal["single", "pairwise"], ...] = Field(("single", "pairwise"), min_length=1)
+    answer_tokens: int = Field(1024, ge=1)
+    judgment_tokens: int = Field(2048, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    api_key_variable: str = "OPENAI_API_KEY"
+    usd_per_million_input_tokens: float | None = Field(None, ge=0)
+    usd_per_million_output_tokens: float | None = Field(None, ge=0)
+    concurrency: int = Field(8, ge=1)
+    timeout_s: float = Field(300, gt=0)
+    retries: int = Field(5, ge=0)
+
+
 class Recipe(Section):
     """One run, completely described."""
 
@@ -230,6 +248,7 @@ class Recipe(Section):
     targets: Targets = Targets()
     merged: Merged = Merged()
     report: Report = Report()
+    judge: Judge | None = None
 
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":

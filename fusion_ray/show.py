@@ -13,6 +13,7 @@ from rich.text import Text
 from fusion_ray.algorithms.evaluate.bootstrap import compare_models, resample_rates
 from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
+from fusion_ray.reporting.judging import describe_cost, judged_turns
 from fusion_ray.storage.filesystem import exists, join, read_bytes
 
 _MOST_DOMAINS = 8
@@ -56,7 +57,8 @@ def report_tables(*runs: str) -> list[RenderableType]:
     """
     if len(runs) == 1:
         report = read_report(runs[0])
-        return [scores_table(report), Text(), differences_table(report), Text(), *verdict_lines(report)]
+        differences = differences_table(report)
+        return [scores_table(report), Text(), differences, Text(), *judge_tables(report), *verdict_lines(report)]
     first, second = (read_report(run) for run in runs)
     return [_models_table(first, second, runs), Text(), *_compare_merged(runs, first, second)]
 
@@ -131,6 +133,29 @@ def verdict_lines(report: dict[str, Any]) -> list[Text]:
     if report["remote_code"]:
         lines.append(Text("Remote code was allowed for a model of this run.", style="yellow"))
     return lines
+
+
+def judge_tables(report: dict[str, Any]) -> list[RenderableType]:
+    """What the judge said: every model's rating, and the merged model against each other; nothing without a judge."""
+    judge = report.get("judge")
+    if not judge:
+        return []
+    header = Text(f"judge {judge['model']}: {judge['questions']} questions, {describe_cost(judge)}", style="italic")
+    ratings = Table(box=None, pad_edge=False)
+    turns = judged_turns(judge)
+    for column in ("model", "rating of 10", *turns):
+        ratings.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for model, found in judge["ratings"].items():
+        cells = [found.get(key) for key in ("overall", *turns)]
+        ratings.add_row(Text(model), *("" if cell is None else f"{cell:.2f}" for cell in cells))
+    pairs = Table(title="judged side by side, in both orders", title_justify="left", box=None, pad_edge=False)
+    for column in ("first - second", "wins", "ties", "losses", "share of points", "95 % interval"):
+        pairs.add_column(column, justify="left" if column.startswith("first") else "right", no_wrap=True)
+    for pair, found in judge["pairs"].items():
+        points = found["points"]
+        share = [""] if points is None else [f"{points['value']:.0%}", f"[{points['low']:.0%}, {points['high']:.0%}]"]
+        pairs.add_row(Text(pair), *(str(found[name]) for name in ("wins", "ties", "losses")), *share)
+    return [header, *(part for table in (ratings, pairs) if table.row_count for part in (table, Text()))]
 
 
 # --- two runs --------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import numpy as np
 from fusion_ray.algorithms.evaluate.calibration import bin_confidences
 from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.reporting.heldout import HeldOut
+from fusion_ray.reporting.judging import describe_judging, list_judgments, summarise_judgments
 from fusion_ray.reporting.numbers import measure
 from fusion_ray.reporting.weights import weights_by_part
+from fusion_ray.storage.questions import Question
 
 MODELS = ("pivot", "source:math", "sft", "target:math", "merged")
 EVIL = "<img src=x onerror=alert(1)>[bold]</script>"
@@ -43,6 +45,7 @@ def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
         "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
         "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
         "samples": [_sample()], "views": [_view()],
+        "judge": _judge(),
         "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
     }  # fmt: skip
 
@@ -52,6 +55,22 @@ def _sample() -> dict[str, Any]:
     rates = dict.fromkeys(MODELS, 1.0)
     answers = {"pivot": EVIL, "merged": "{{ 7 * 7 }}"}
     return {"id": EVIL, "domain": EVIL, "messages": messages, "gold": EVIL, "answers": answers, "bits_per_byte": rates}
+
+
+def _judge() -> dict[str, Any]:
+    """Three questions, all models, a judge that says something else each time and is unreadable once."""
+    questions = [Question(str(n), EVIL, ("one", EVIL)) for n in range(3)]
+    answers: dict[str, list[dict[str, Any]]] = {
+        model: [{"question_id": q.id, "turns": ["a", EVIL], "reason": None} for q in questions] for model in MODELS
+    }
+    answers["source:math"][0] = {"question_id": "0", "turns": ["a"], "reason": EVIL}
+    judgments = list_judgments(("single", "pairwise"), questions, answers)
+    for number, judgment in enumerate(judgments):
+        single = judgment["kind"] == "single"
+        judgment |= {"rating": 1.0 + number % 9} if single else {"winner": ("first", "second", "tie")[number % 3]}
+    judgments[0]["rating"] = None
+    cost = {"tokens": {"input": 1000, "output": 20}, "usd": 0.25}
+    return describe_judging(EVIL, questions, answers) | summarise_judgments(judgments, questions, 100, 0) | cost
 
 
 def _view() -> dict[str, Any]:

@@ -1,16 +1,11 @@
-"""The remote scorer: a running OpenAI-compatible server that returns prompt log-probabilities, such as `vllm serve`.
+"""Models behind a running OpenAI-compatible server that returns prompt log-probabilities, such as `vllm serve`.
 
 For sources that are too large for actors of our own. The server must have been started with `--max-logprobs` of at
 least top_k, and with the model whose tokenizer lies in the folder. A key, where the server wants one, is read from
 the environment variable OPENAI_API_KEY.
 """
 
-import json
-import os
-import random
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,16 +15,13 @@ from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import check_request, empty_top_k
+from fusion_ray.engines.server import Server
 from fusion_ray.errors import EngineError
-
-# What passes by itself: overload, a restart, a proxy without its server. All else is an answer, and final.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+from fusion_ray.recipe import OpenAIEngine
 
 
 class OpenAIScorer:
     """Scores through a server; see `Scorer`.
-
-    Requests that fail in passing are repeated here and not by Ray: a whole shard need not suffer for one of them.
 
     Args:
         folder: Folder of the model's tokenizer.
@@ -62,10 +54,17 @@ class OpenAIScorer:
         trust_remote_code: bool = False,
     ) -> None:
         self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
-        self._top_k, self._base_url = top_k, base_url.rstrip("/")
-        self._timeout_s, self._retries, self._first_wait_s = timeout_s, retries, first_wait_s
+        self._top_k = top_k
+        self._server = Server(
+            base_url,
+            timeout_s=timeout_s,
+            retries=retries,
+            first_wait_s=first_wait_s,
+            hint=f"Check that the server runs, that it was started with --max-logprobs {top_k} or more, and that it "
+            "reads sequences of distributions.max_length.",
+        )
         self._pool = ThreadPoolExecutor(max_workers=concurrency)
-        self._model = self._choose_model(served_model)
+        self._model = _choose_model(self._server, served_model)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -75,17 +74,6 @@ class OpenAIScorer:
     def close(self) -> None:
         """See `Scorer.close`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _choose_model(self, served_model: str | None) -> str:
-        served = [str(model.get("id")) for model in self._ask("models").get("data", [])]
-        if served_model is None and served:
-            return served[0]
-        if served_model not in served:
-            raise EngineError(
-                f"{self._base_url}: it serves {', '.join(served) or 'no model'}, and '{served_model}' was asked for. "
-                "Set served_model to one of them."
-            )
-        return str(served_model)
 
     def _score_one(self, input_ids: np.ndarray, positions_T: np.ndarray) -> TopK:
         if not len(positions_T):
@@ -98,11 +86,11 @@ class OpenAIScorer:
             "temperature": 0,
             "prompt_logprobs": self._top_k,
         }
-        choices = self._ask("completions", request).get("choices") or [{}]
+        choices = self._server.ask("completions", request).get("choices") or [{}]
         entries = choices[0].get("prompt_logprobs")
         if not isinstance(entries, list) or len(entries) != len(ids):
             raise EngineError(
-                f"{self._base_url}: it answered without prompt_logprobs for each of {len(ids)} tokens. "
+                f"{self._server.base_url}: it answered without prompt_logprobs for each of {len(ids)} tokens. "
                 "The server must support them, as vLLM does."
             )
         return self._read([entries[p] for p in positions_T], [ids[p] for p in positions_T])
@@ -122,33 +110,51 @@ class OpenAIScorer:
             logprobs_TK[t, : len(kept)] = [-value for value, _ in kept]
         return TopK(ids_TK, logprobs_TK, real_T)
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send one request, again and again while it fails in passing."""
-        reason = ""
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(self._first_wait_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-            try:
-                return self._send(path, body)
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}: {error.read()[:500].decode(errors='replace')}"
-                if error.code not in _PASSING:
-                    break
-            except (OSError, json.JSONDecodeError) as error:  # refused, reset, timed out, cut short
-                reason = f"{type(error).__name__}: {error}"
-        else:
-            reason += f" (after {self._retries + 1} tries)"
-        raise EngineError(
-            f"{self._base_url}/{path}: {reason}. Check that the server runs, that it was started with --max-logprobs "
-            f"{self._top_k} or more, and that it reads sequences of distributions.max_length."
-        )
 
-    def _send(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self._base_url}/{path}", data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
-            parsed = json.loads(answer.read())
-        return parsed if isinstance(parsed, dict) else {}
+class OpenAIGenerator:
+    """Writes through the same server; see `Generator`.
+
+    Args:
+        engine: The recipe's engine section.
+
+    Raises:
+        EngineError: The server cannot be reached, or serves no such model.
+    """
+
+    max_length: int | None = None  # The server knows, and says so in its answer.
+
+    def __init__(self, engine: OpenAIEngine) -> None:
+        self._server = Server(engine.base_url, timeout_s=engine.timeout_s, retries=engine.retries)
+        self._pool = ThreadPoolExecutor(max_workers=engine.concurrency)
+        self._model = _choose_model(self._server, engine.served_model)
+
+    def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
+        """See `Generator.generate`."""
+
+        def continue_one(prompt: np.ndarray) -> str:
+            request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": max_tokens}
+            request |= {"temperature": 0, "stop_token_ids": sorted(set(end_ids))}
+            (choice,) = self._server.ask("completions", request).get("choices") or [{}]
+            if not isinstance(choice.get("text"), str):
+                raise EngineError(
+                    f"{self._server.base_url}: it answered without a text. Expected OpenAI's completions."
+                )
+            return str(choice["text"])
+
+        return list(self._pool.map(continue_one, prompts))
+
+    def close(self) -> None:
+        """See `Generator.close`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _choose_model(server: Server, served_model: str | None) -> str:
+    served = server.models()
+    if served_model is None and served:
+        return served[0]
+    if served_model not in served:
+        raise EngineError(
+            f"{server.base_url}: it serves {', '.join(served) or 'no model'}, and '{served_model}' was asked for. "
+            "Set served_model to one of them."
+        )
+    return str(served_model)

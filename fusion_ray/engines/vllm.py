@@ -1,6 +1,7 @@
-"""The vLLM scorer: the production engine. Teacher forcing by prompt log-probabilities; one sampled token is lost."""
+"""vLLM, the production engine. Scores by prompt log-probabilities, with one sampled token lost; writes answers."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
 from fusion_ray.errors import EngineError
+from fusion_ray.recipe import VllmEngine
 
 # Rows that pad the output head may stand among vLLM's top-k; so many more are asked for, to have others to keep.
 _SPARE = 8
@@ -114,9 +116,7 @@ class VllmScorer:
 
     def close(self) -> None:
         """See `Scorer.close`."""
-        core = getattr(getattr(self._engine, "llm_engine", None), "engine_core", None)
-        if core is not None:
-            core.shutdown()
+        _stop(self._engine)
         del self._engine
 
     def _read(self, flat: Any, positions_T: np.ndarray) -> TopK:
@@ -125,6 +125,59 @@ class VllmScorer:
         ids_TA = np.array(flat.token_ids, dtype=np.int32).reshape(-1, width)[positions_T - 1]
         logprobs_TA = np.array(flat.logprobs, dtype=np.float32).reshape(-1, width)[positions_T - 1]
         return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self._top_k, self.n_tokens)
+
+
+class VllmGenerator:
+    """Writes with vLLM; see `Generator`, and `VllmScorer` for the arguments."""
+
+    def __init__(
+        self,
+        folder: str,
+        engine: VllmEngine,
+        max_length: int | None = None,
+        *,
+        trust_remote_code: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        config = read_config(folder)
+        check_weights(folder)
+        self._folder, self._tokenizer = folder, load_tokenizer(folder, trust_remote_code)
+        limit = longest_sequence(config)
+        self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
+        settings = {
+            "model": folder,
+            "dtype": _own_dtype(config) if engine.dtype == "auto" else engine.dtype,
+            "tensor_parallel_size": engine.tensor_parallel,
+            "gpu_memory_utilization": engine.gpu_memory_share,
+            "max_model_len": self.max_length,
+            "skip_tokenizer_init": True,
+            "trust_remote_code": trust_remote_code,
+            "disable_log_stats": True,
+        }
+        self._engine: Any = _start(settings, engine.options, threads)
+
+    def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
+        """See `Generator.generate`."""
+        from vllm import SamplingParams
+
+        ends = sorted(set(end_ids))
+        rooms = [max_tokens if self.max_length is None else min(max_tokens, self.max_length - len(p)) for p in prompts]
+        settings = [
+            SamplingParams(max_tokens=room, temperature=0, stop_token_ids=ends, detokenize=False) for room in rooms
+        ]
+        asked = [{"prompt_token_ids": np.asarray(prompt).tolist()} for prompt in prompts]
+        try:
+            outputs = self._engine.generate(asked, settings, use_tqdm=False)
+        except Exception as error:  # vLLM raises many kinds.
+            raise EngineError(
+                f"{self._folder}: vLLM failed while answering {len(prompts)} prompts ({type(error).__name__}: {error})."
+            ) from error
+        return [str(self._tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)) for o in outputs]
+
+    def close(self) -> None:
+        """See `Generator.close`."""
+        _stop(self._engine)
+        del self._engine
 
 
 def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarray, k: int, n_tokens: int) -> TopK:
@@ -158,6 +211,12 @@ def _start(settings: dict[str, Any], options: dict[str, Any], threads: int | Non
         return LLM(**{**settings, **options})
     except Exception as error:  # Settings, memory, architecture: vLLM raises many kinds.
         raise EngineError(f"{settings['model']}: vLLM cannot start ({type(error).__name__}: {error}).") from error
+
+
+def _stop(engine: Any) -> None:
+    core = getattr(getattr(engine, "llm_engine", None), "engine_core", None)
+    if core is not None:
+        core.shutdown()
 
 
 def _own_dtype(config: dict[str, Any]) -> str:

@@ -111,6 +111,25 @@ def shares_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     return {"data": data, "layout": layout}
 
 
+def pairs_figure(pairs: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Wins, ties and losses of each pair's first model, as stacked bars."""
+    colours = {"wins": "$good", "ties": "$line", "losses": "$bad"}
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "x": [found[name] for found in pairs.values()],
+            "y": list(pairs),
+            "marker": {"color": colours[name]},
+            "hovertemplate": "%{y}: %{x} " + name + "<extra></extra>",
+        }
+        for name in colours
+    ]
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
+    return {"data": data, "layout": _rows(len(pairs)) | {"barmode": "stack", "legend": legend}}
+
+
 def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
     """How often the first choice was right against how sure the model was of it; bins of few tokens are left out."""
     colours = colours_of(list(calibration))

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.reporting import figures
+from fusion_ray.reporting.judging import describe_cost, judged_turns
 
 CURVES = {
     "bits_per_byte": "validation bits per byte",
@@ -42,6 +43,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         alignment=alignment_rows(report["alignment"]),
         figures_json=_embed(all_figures(report)),
         views_json=_embed(report["views"]),
+        judge_turns=judged_turns(report["judge"]),
+        judging=describe_cost(report["judge"]) if report["judge"] else "",
         style=_read("page.css"),
         scripts=scripts,
         policy=_policy(scripts),
@@ -81,6 +84,8 @@ def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:
         found[f"fig-chosen-{index}"] = figures.shares_figure(rows)
     for key, title in curve_titles(report["training"]).items():
         found[f"fig-curve-{key}"] = figures.curves_figure(safe["training"], key, title)
+    if safe["judge"] and safe["judge"]["pairs"]:
+        found["fig-pairs"] = figures.pairs_figure(safe["judge"]["pairs"])
     weights = safe["merge_weights"]
     if weights and weights["parts"]:
         for index, target in enumerate(weights["targets"]):

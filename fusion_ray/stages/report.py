@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fusion_ray.engines.scorer import make_scorer
 from fusion_ray.engines.scoring import open_reader, render_rows, score_rows, sum_scores
 from fusion_ray.progress import Progress, Tell
-from fusion_ray.recipe import OpenAIEngine, Recipe, TransformersEngine, VllmEngine
+from fusion_ray.recipe import Recipe
 from fusion_ray.reporting.choices import count_choices, sum_choices
 from fusion_ray.reporting.heldout import HeldOut, compare_shard, documents_table, join_shards
 from fusion_ray.reporting.history import describe_run
@@ -30,7 +30,9 @@ from fusion_ray.reporting.numbers import CONTROLS, measure
 from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.stages import cluster
+from fusion_ray.stages.entrants import list_entrants, trained_engine
 from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
+from fusion_ray.stages.report_judge import judge_models
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import exists, join, local_path, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
@@ -70,10 +72,12 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     heldout = _compare(corpus, shards, models)
     report = describe_run(recipe, artifact.inputs) | measure(heldout, recipe.report.bootstrap, recipe.seed)
     report["bootstrap"] = recipe.report.bootstrap
-    report["scored_with"] = scoring_engine(recipe).model_dump(mode="json")
+    report["scored_with"] = trained_engine(recipe).model_dump(mode="json")
     report["chosen"] = _count_chosen(artifact)
     report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
+    entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
+    report["judge"] = judge_models(recipe, artifact.folder, entrants, tell)
     files = _write_files(artifact, report, heldout)
     _add_scores_to_card(artifact.inputs["merged"], report)
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
@@ -149,7 +153,7 @@ def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: 
     folder = str(local_path(model_folder(model.artifact)))
     tokenizer, rendering = open_reader(recipe.pivot, settings, folder, folder)
     scorer = make_scorer(
-        scoring_engine(recipe),
+        trained_engine(recipe),
         folder,
         top_k=1,
         max_length=settings.max_length,
@@ -163,15 +167,9 @@ def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: 
     return records
 
 
-def scoring_engine(recipe: Recipe) -> TransformersEngine | VllmEngine:
-    """The engine that scored the pivot; behind a server it cannot load other models, so then Transformers."""
-    engine = recipe.pivot.engine or recipe.distributions.engine
-    return TransformersEngine() if isinstance(engine, OpenAIEngine) else engine
-
-
 def _fingerprint(recipe: Recipe, corpus: Artifact, model: Artifact) -> str:
     """What a scored shard depends on; adding a source to the run leaves the scores of the other targets valid."""
-    engine = scoring_engine(recipe).model_dump(mode="json")
+    engine = trained_engine(recipe).model_dump(mode="json")
     settings = recipe.distributions
     reading = [recipe.pivot.template or settings.template, settings.max_length, settings.too_long]
     parts = [corpus.fingerprint, model.fingerprint, engine, reading]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from fusion_ray.engines.generator import generate_greedy
+from fusion_ray.engines.generator import TransformersGenerator
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import BytesAlign, Recipe
@@ -50,13 +50,9 @@ def make_samples(
     ends = [prompt.end_id for prompt in prompts if prompt.end_id is not None]
 
     def generate(label: str) -> dict[str, Any]:
-        texts = generate_greedy(
-            folders[label],
-            [prompt.input_ids for prompt in prompts],
-            max_tokens=recipe.report.sample_tokens,
-            end_ids=ends,
-            trust_remote_code=recipe.pivot.trust_remote_code,
-        )
+        generator = TransformersGenerator(folders[label], trust_remote_code=recipe.pivot.trust_remote_code)
+        asked = [prompt.input_ids for prompt in prompts]
+        texts = generator.generate(asked, max_tokens=recipe.report.sample_tokens, end_ids=ends)
         return {"label": label, "texts": texts}
 
     found: dict[str, list[str]] = {}

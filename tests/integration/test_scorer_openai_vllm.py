@@ -1,18 +1,11 @@
 """The remote scorer against a real `vllm serve` on loopback: what it gives is what Transformers gives."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_models
+from vllm_server import vllm_server
 
 from fusion_ray.engines.openai import OpenAIScorer
 from fusion_ray.engines.transformers import TransformersScorer
@@ -22,15 +15,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
-
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_CI_ENV": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCH_COMPILE_DISABLE": "1",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,37 +26,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder, tmp_path_factory):
     """The address of a server that is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    options = ["--dtype", "float32", "--max-logprobs", "8", "--max-model-len", "200", "--enforce-eager"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *options]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        try:
-            wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def wait_until_ready(process: subprocess.Popen, url: str, log: Path) -> None:
-    """Ask until the server answers; fail with its log where it ends or takes too long."""
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
+    with vllm_server(folder, log, "--max-logprobs", "8", "--max-model-len", "200") as address:
+        yield address
 
 
 def test_a_real_server_gives_what_transformers_gives(server, folder):

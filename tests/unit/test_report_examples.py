@@ -11,7 +11,7 @@ from toy_models import byte_level_tokenizer, save_toy
 from toy_report import EVIL, make_heldout
 
 from fusion_ray.algorithms.chat import choose_template
-from fusion_ray.engines.generator import generate_greedy
+from fusion_ray.engines.generator import TransformersGenerator
 from fusion_ray.engines.models import load_model
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, RenderSettings, render_rows
 from fusion_ray.errors import ArtifactError, CorruptArtifactError
@@ -79,7 +79,7 @@ def test_greedy_answers_are_the_most_probable_tokens_one_by_one(tmp_path: Path) 
     tokenizer = byte_level_tokenizer()
     folder = save_toy(tmp_path / "m", "llama", tokenizer, extra_rows=0)
     ids = np.array(tokenizer("What is 2 squared?").input_ids)
-    (text,) = generate_greedy(folder, [ids], max_tokens=5, end_ids=[])
+    (text,) = TransformersGenerator(folder).generate([ids], max_tokens=5, end_ids=[])
     model = load_model(folder)
     grown = ids.tolist()
     for _ in range(5):

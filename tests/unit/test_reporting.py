@@ -164,6 +164,21 @@ def test_show_prints_every_model_and_the_verdict(tmp_path: Path) -> None:
     assert "[bold]" in text, "text of the corpus is no markup"
 
 
+def test_show_prints_what_the_judge_said(tmp_path: Path) -> None:
+    text = _text(_save(tmp_path, make_heldout()))
+    judge = make_report()["judge"]
+    assert f"{judge['judgments']} judgments, 1 unreadable, 1,020 tokens, 0.25 USD" in text
+    assert f"{judge['ratings']['merged']['overall']:.2f}" in text
+    assert "wins" in text and f"{judge['pairs']['merged - sft']['points']['value']:.0%}" in text
+
+
+def test_a_model_that_cannot_answer_is_not_judged_and_is_named() -> None:
+    judge = make_report()["judge"]
+    assert judge["unanswered"] == {"source:math": {"0": EVIL}}
+    assert judge["ratings"]["source:math"]["readable"] == 5
+    assert sum(judge["pairs"]["merged - source:math"][key] for key in ("wins", "ties", "losses")) == 5
+
+
 def test_show_compares_two_runs_by_document(tmp_path: Path) -> None:
     first = _save(tmp_path / "a", make_heldout())
     second = _save(tmp_path / "b", make_heldout(steps=(0.0, -0.3, -0.1, -0.15, -0.1)))

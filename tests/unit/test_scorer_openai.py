@@ -1,13 +1,9 @@
 """The remote scorer against a server on loopback that fails in all the ways servers do."""
 
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import numpy as np
 import pytest
 import toy_models
+from loopback import serving
 
 from fusion_ray.engines.openai import OpenAIScorer
 from fusion_ray.engines.scorer import make_scorer
@@ -23,50 +19,6 @@ def answer_for(request: dict) -> dict:
     return {"choices": [{"prompt_logprobs": [None, *entries[1:]]}]}
 
 
-@contextmanager
-def serving(failures=(), answer=answer_for):
-    """A server that answers the first requests with the given failures; gives its address and what it was asked."""
-    asked: list[dict] = []
-    left = list(failures)
-
-    class Handler(BaseHTTPRequestHandler):
-        """One request."""
-
-        def do_GET(self):
-            self.reply(200, {"data": [{"id": "first"}, {"id": "second"}]})
-
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(request)
-            failure = left.pop(0) if left else None
-            if failure == "hang up":
-                self.close_connection = True
-            elif failure is not None:
-                self.reply(failure, {"message": "no"})
-            else:
-                self.reply(200, answer(request))
-
-        def reply(self, status: int, body: dict) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a tokenizer only."""
@@ -80,7 +32,7 @@ def scorer_for(folder: str, url: str, **changes) -> OpenAIScorer:
 
 
 def test_answers_are_read_at_the_positions_asked_for(folder):
-    with serving() as (url, asked):
+    with serving(answer=answer_for) as (url, asked):
         ids = [np.array([5, 7, 9, 9, 1], dtype=np.int32), np.array([4, 4], dtype=np.int32)]
         one, none = scorer_for(folder, url).score(ids, [np.array([1, 3]), np.array([], dtype=np.int64)])
     assert one.ids_TK.tolist() == [[7, 3], [7, 3]]
@@ -91,7 +43,7 @@ def test_answers_are_read_at_the_positions_asked_for(folder):
 
 
 def test_many_requests_come_back_in_their_order(folder):
-    with serving() as (url, _):
+    with serving(answer=answer_for) as (url, _):
         ids = [np.array([1, token], dtype=np.int32) for token in range(40)]
         results = scorer_for(folder, url, concurrency=8).score(ids, [np.array([1])] * 40)
     assert [float(result.real_logprobs_T[0]) for result in results] == [
@@ -101,19 +53,25 @@ def test_many_requests_come_back_in_their_order(folder):
 
 @pytest.mark.parametrize("failures", [[503], [429, 500, 502], ["hang up", 503]])
 def test_a_passing_failure_is_tried_again(folder, failures):
-    with serving(failures) as (url, asked):
+    with serving(failures, answer_for) as (url, asked):
         (result,) = scorer_for(folder, url).score([np.array([1, 7])], [np.array([1])])
     assert len(asked) == len(failures) + 1 and float(result.real_logprobs_T[0]) == -0.5
 
 
 def test_a_lasting_failure_is_an_error_after_the_last_try(folder):
-    with serving([503] * 10) as (url, asked), pytest.raises(EngineError, match=r"HTTP 503: .*after 4 tries"):
+    with (
+        serving([503] * 10, answer_for) as (url, asked),
+        pytest.raises(EngineError, match=r"HTTP 503: .*after 4 tries"),
+    ):
         scorer_for(folder, url).score([np.array([1, 7])], [np.array([1])])
     assert len(asked) == 4
 
 
 def test_a_refusal_is_final_and_shown(folder):
-    with serving([400]) as (url, asked), pytest.raises(EngineError, match=r'HTTP 400: .*"no".*--max-logprobs 2'):
+    with (
+        serving([400], answer_for) as (url, asked),
+        pytest.raises(EngineError, match=r'HTTP 400: .*"no".*--max-logprobs 2'),
+    ):
         scorer_for(folder, url).score([np.array([1, 7])], [np.array([1])])
     assert len(asked) == 1
 
@@ -126,19 +84,22 @@ def test_a_server_without_prompt_logprobs_is_an_error(folder):
 
 
 def test_a_model_that_is_not_served_is_named_with_those_that_are(folder):
-    with serving() as (url, _), pytest.raises(EngineError, match="serves first, second, and 'third' was asked for"):
+    with (
+        serving(answer=answer_for) as (url, _),
+        pytest.raises(EngineError, match="serves first, second, and 'third' was asked for"),
+    ):
         scorer_for(folder, url, served_model="third")
 
 
 def test_a_server_that_is_not_there_is_named(folder):
-    with serving() as (url, _):
+    with serving(answer=answer_for) as (url, _):
         pass
     with pytest.raises(EngineError, match=r"/v1/models: .*after 1 tries"):
         scorer_for(folder, url, retries=0)
 
 
 def test_the_factory_reaches_the_server_of_the_recipe(folder):
-    with serving() as (url, asked):
+    with serving(answer=answer_for) as (url, asked):
         scorer = make_scorer(OpenAIEngine(base_url=url, served_model="second"), folder, 2)
         scorer.score([np.array([1, 7])], [np.array([1])])
         scorer.close()

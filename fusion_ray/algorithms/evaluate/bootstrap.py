@@ -70,7 +70,17 @@ def compare_models(resamples: Resamples, first: str, second: str, domain: str, v
     """
     rates_BM = resamples.rates[domain]
     differences_B = rates_BM[:, resamples.models.index(first)] - rates_BM[:, resamples.models.index(second)]
-    low, high = np.quantile(differences_B, [0.025, 0.975])
-    fewer = min(int((differences_B <= 0).sum()), int((differences_B >= 0).sum()))
-    p_value = min(1.0, 2.0 * (fewer + 1) / (len(differences_B) + 1))
+    return _describe(value, differences_B)
+
+
+def resample_mean(sums_N: np.ndarray, counts_N: np.ndarray, draws: int, seed: int) -> Difference:
+    """The mean of values that come in N clusters, its interval and the p-value of "it is 0"; clusters are drawn."""
+    means_B1 = _resample_domain(sums_N[:, None].astype(np.float64), counts_N, draws, np.random.default_rng(seed))
+    return _describe(float(sums_N.sum() / counts_N.sum()), means_B1[:, 0])
+
+
+def _describe(value: float, draws_B: np.ndarray) -> Difference:
+    low, high = np.quantile(draws_B, [0.025, 0.975])
+    fewer = min(int((draws_B <= 0).sum()), int((draws_B >= 0).sum()))
+    p_value = min(1.0, 2.0 * (fewer + 1) / (len(draws_B) + 1))
     return Difference(float(value), float(low), float(high), float(p_value))

@@ -1,0 +1,51 @@
+"""The models of a run as judge and benchmarks meet them: every one with its folder, its engine and its template."""
+
+from typing import NamedTuple
+
+from fusion_ray.recipe import Engine, Model, OpenAIEngine, Recipe, TransformersEngine, VllmEngine
+from fusion_ray.storage.artifacts import Artifact, model_folder
+from fusion_ray.storage.filesystem import local_path
+
+
+class Entrant(NamedTuple):
+    """A model that answers questions.
+
+    Attributes:
+        label: Its name in report.json.
+        model: Its part of the recipe; trained models have the pivot's.
+        folder: Where its files lie.
+        fingerprint: Changes when the model does.
+        engine: What runs it.
+    """
+
+    label: str
+    model: Model
+    folder: str
+    fingerprint: str
+    engine: Engine
+
+
+def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact]) -> list[Entrant]:
+    """Every model of the run.
+
+    Args:
+        recipe: The run.
+        report: The report's artifact, which knows the model files of pivot and sources.
+        models: By label, what each comes from: its distributions, or the stage that trained it.
+    """
+    entrants = []
+    for label, artifact in models.items():
+        if artifact.stage == "distributions":
+            model, files = recipe.models()[artifact.name], report.models[artifact.name]
+            engine = model.engine or recipe.distributions.engine
+            entrants.append(Entrant(label, model, files.folder, files.fingerprint, engine))
+        else:
+            folder = str(local_path(model_folder(artifact)))
+            entrants.append(Entrant(label, recipe.pivot, folder, artifact.fingerprint, trained_engine(recipe)))
+    return entrants
+
+
+def trained_engine(recipe: Recipe) -> TransformersEngine | VllmEngine:
+    """The engine that scored the pivot; behind a server it cannot load other models, so then Transformers."""
+    engine = recipe.pivot.engine or recipe.distributions.engine
+    return TransformersEngine() if isinstance(engine, OpenAIEngine) else engine

@@ -1,0 +1,78 @@
+"""The judge end to end: a run of toys, and a tiny model behind a real `vllm serve` as the judge."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from toy_models import byte_level_tokenizer, save_toy
+from toy_run import make_run
+from vllm_server import vllm_server
+
+from fusion_ray import pipeline
+from fusion_ray.recipe import parse_recipe
+from fusion_ray.show import read_report
+
+# Ray sets its own deprecated options while it makes its defaults.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+MODELS = ["pivot", "source:math", "sft", "target:math", "merged"]
+# A model this small writes no verdict by itself: the server holds it to the form, its choice stays its own.
+FORM = {"structured_outputs": {"regex": r"(\[\[[ABC]\]\]) Rating: (\[\[[1-9]\]\])"}}
+
+
+def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    recipe = make_run(tmp_path)
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Make it <b>bold</b>."]},
+        {"question_id": 101, "category": "math", "turns": ["What is 2 squared?"], "reference": ["4"]},
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = save_toy(tmp_path / "judge", "llama", byte_level_tokenizer(), max_position_embeddings=4096)
+    with vllm_server(folder, tmp_path / "server.txt", "--served-model-name", "toy-judge") as address:
+        judge = {
+            "base_url": address, "model": "toy-judge", "questions": str(questions), "answer_tokens": 12,
+            "judgment_tokens": 40, "options": FORM, "usd_per_million_input_tokens": 1.0,
+        }  # fmt: skip
+        judged = parse_recipe(recipe.model_dump(mode="json") | {"judge": judge})
+        pipeline.run(judged)
+    place = Path(judged.folder) / "6_report"
+    found = read_report(judged.folder)["judge"]
+    judgments = [json.loads(line) for line in (place / "judge" / "judgments.jsonl").read_text().splitlines()]
+
+    assert list(found["ratings"]) == MODELS
+    assert all(1 <= rating["overall"] <= 9 and rating["readable"] == 3 for rating in found["ratings"].values())
+    assert found["ratings"]["merged"].keys() == {
+        "overall", "turn 1", "turn 2", "category writing", "category math", "readable",
+    }  # fmt: skip
+    assert list(found["pairs"]) == [f"merged - {model}" for model in MODELS[:-1]]
+    assert all(pair["wins"] + pair["ties"] + pair["losses"] == 3 for pair in found["pairs"].values())
+    # Three turns: five ratings each, and four pairs in two orders.
+    assert found["judgments"] == len(judgments) == 3 * (5 + 4 * 2) and found["unreadable"] == 0
+    assert found["tokens"]["input"] > 0 and found["usd"] == pytest.approx(found["tokens"]["input"] / 1e6)
+
+    replies = {path: path.read_bytes() for path in (place / "judge" / "replies").iterdir()}
+    texts = [json.loads(content)["request"]["messages"][1]["content"] for content in replies.values()]
+    merged, sft = (_answers(place, model) for model in ("merged", "sft"))
+    both = [
+        t for t in texts if "ANSWER OF A" in t and "2 squared" in t and merged["101"][0] in t and sft["101"][0] in t
+    ]
+    assert {t.find(merged["101"][0], t.find("ANSWER OF A")) < t.find("ANSWER OF B") for t in both} == {True, False}
+
+    # The server is gone: what was asked before is not asked again, and every byte comes out the same.
+    before = {p: p.read_bytes() for p in (place / "judge").rglob("*") if p.is_file()} | {
+        place / "report.json": (place / "report.json").read_bytes()
+    }
+    (place / "MANIFEST.json").unlink()
+    pipeline.run(judged)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def _answers(place: Path, model: str) -> dict[str, list[str]]:
+    lines = (place / "judge" / "answers" / f"{model}.jsonl").read_text().splitlines()
+    return {row["question_id"]: row["choices"][0]["turns"] for row in map(json.loads, lines)}
