@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple, cast
 
 from fusion_ray.errors import ArtifactError, FusionRayError, RecipeError
 from fusion_ray.progress import Progress, Tell, silent
-from fusion_ray.recipe import Recipe, Section
+from fusion_ray.recipe import Evaluate, LocalTask, Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
-from fusion_ray.storage.filesystem import absolute, exists, join, locate, write_bytes
+from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, write_bytes
 from fusion_ray.storage.models import ModelFiles, file_hash, find_model
 
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
@@ -20,7 +20,7 @@ STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
 _PLACEMENT = {
     "actors", "cpus_per_actor", "gpus_per_actor", "wait_s", "cpus_per_task", "cpus_per_worker", "gpus_per_worker",
     "side_by_side", "retries", "max_rejected", "checkpoint_every_steps", "controls", "concurrency", "timeout_s",
-    "block_mib",
+    "block_mib", "batch_size",
 }  # fmt: skip
 
 State = Literal["done", "stale", "to do", "blocked"]
@@ -182,18 +182,33 @@ def _targets(
 
 
 def _report(recipe: Recipe, inputs: dict[str, Artifact], models: dict[str, ModelFiles], need_inputs: bool) -> Artifact:
-    settings, contents = _section(recipe.report), {}
+    settings, files = _section(recipe.report), {}
     if recipe.judge is not None:
         hidden = {"base_url", "api_key_variable", "questions"}  # Where the judge is, not what it is.
         settings["judge"] = {key: value for key, value in _section(recipe.judge).items() if key not in hidden}
-        if exists(recipe.judge.questions):
-            contents = {"judge questions": _content_hash(recipe.judge.questions)}
-        else:
-            missing = f"judge.questions: no file {recipe.judge.questions}. Give JSON lines in MT-Bench's format."
-            if need_inputs:
-                raise RecipeError(missing)
-            contents = {"missing": missing}
+        files["judge.questions"] = recipe.judge.questions
+    if recipe.evaluate is not None:
+        settings["evaluate"] = _section(recipe.evaluate)
+        files |= _task_files(recipe.evaluate)
+    missing = [f"{label}: no file {uri}. Check the path." for label, uri in files.items() if not exists(uri)]
+    if missing and need_inputs:
+        raise RecipeError(missing[0])
+    contents = {"missing": missing[0]} if missing else {label: _content_hash(uri) for label, uri in files.items()}
     return _artifact(recipe, "report", "", settings, inputs, models, contents)
+
+
+def _task_files(evaluate: Evaluate) -> dict[str, str]:
+    """The files that benchmarks read: data of local tasks, and everything in the folder of task files."""
+    files = {}
+    for task in evaluate.tasks:
+        if isinstance(task, LocalTask):
+            files[f"evaluate.tasks.{task.name}"] = task.path
+            files |= {f"evaluate.tasks.{task.name}.few_shot": task.few_shot_path} if task.few_shot_path else {}
+    if evaluate.folder:
+        names = [name for name in list_files(evaluate.folder, recursive=True) if "__pycache__" not in name]
+        files |= {f"evaluate.folder/{name}": join(evaluate.folder, name) for name in names}
+        files |= {} if exists(evaluate.folder) else {"evaluate.folder": evaluate.folder}
+    return files
 
 
 def _artifact(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.merge_methods import AnyMethod, Varm
@@ -234,6 +234,41 @@ class Judge(Section):
     retries: int = Field(5, ge=0)
 
 
+class HarnessTask(Section):
+    """A task that lm-evaluation-harness knows, or one of the recipe's own folder of task files."""
+
+    kind: Literal["harness"] = "harness"
+    name: str = Field(min_length=1)
+
+
+class LocalTask(Section):
+    """A benchmark over a file of one's own: multiple choice in MMLU's columns, or the bits per byte of gold answers."""
+
+    kind: Literal["multiple_choice", "gold_answer"]
+    name: Name
+    path: str
+    few_shot_path: str | None = None
+
+
+def _task_by_name(value: Any) -> Any:
+    return {"kind": "harness", "name": value} if isinstance(value, str) else value
+
+
+Task = Annotated[Annotated[HarnessTask | LocalTask, Field(discriminator="kind")], BeforeValidator(_task_by_name)]
+
+
+class Evaluate(Section):
+    """Benchmarks of lm-evaluation-harness for all models of the run; part of the report."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    folder: str | None = None
+    few_shot: int | None = Field(None, ge=0)
+    limit: int | None = Field(None, ge=1)
+    chat_template: bool = False
+    batch_size: int = Field(8, ge=1)
+    max_length: int | None = Field(None, ge=8)
+
+
 class Recipe(Section):
     """One run, completely described."""
 
@@ -249,6 +284,7 @@ class Recipe(Section):
     merged: Merged = Merged()
     report: Report = Report()
     judge: Judge | None = None
+    evaluate: Evaluate | None = None
 
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":

@@ -13,6 +13,7 @@ from rich.text import Text
 from fusion_ray.algorithms.evaluate.bootstrap import compare_models, resample_rates
 from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
+from fusion_ray.reporting.benchmarks import benchmark_columns, best_value
 from fusion_ray.reporting.judging import describe_cost, judged_turns
 from fusion_ray.storage.filesystem import exists, join, read_bytes
 
@@ -58,7 +59,8 @@ def report_tables(*runs: str) -> list[RenderableType]:
     if len(runs) == 1:
         report = read_report(runs[0])
         differences = differences_table(report)
-        return [scores_table(report), Text(), differences, Text(), *judge_tables(report), *verdict_lines(report)]
+        more = [*benchmark_tables(report), *judge_tables(report)]
+        return [scores_table(report), Text(), differences, Text(), *more, *verdict_lines(report)]
     first, second = (read_report(run) for run in runs)
     return [_models_table(first, second, runs), Text(), *_compare_merged(runs, first, second)]
 
@@ -96,7 +98,7 @@ def scores_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def _number(value: float, best: float) -> Text:
+def _number(value: float, best: float | None) -> Text:
     return Text(f"{value:.3f}", style="bold" if value == best else "")
 
 
@@ -133,6 +135,22 @@ def verdict_lines(report: dict[str, Any]) -> list[Text]:
     if report["remote_code"]:
         lines.append(Text("Remote code was allowed for a model of this run.", style="yellow"))
     return lines
+
+
+def benchmark_tables(report: dict[str, Any]) -> list[RenderableType]:
+    """Every model's benchmarks; nothing where none were run."""
+    columns = benchmark_columns(report.get("benchmarks"))
+    if not columns:
+        return []
+    left = f" ({len(columns) - _MOST_DOMAINS} more in report.json)" if len(columns) > _MOST_DOMAINS else ""
+    table = Table(title=f"benchmarks{left}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title, _ in columns[:_MOST_DOMAINS]:
+        table.add_column(Text(title), justify="right")
+    for model in columns[0][1]["values"]:
+        cells = [_number(found["values"][model], best_value(found)) for _, found in columns[:_MOST_DOMAINS]]
+        table.add_row(Text(model), *cells)
+    return [table, Text()]
 
 
 def judge_tables(report: dict[str, Any]) -> list[RenderableType]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from fusion_ray.algorithms.evaluate.calibration import bin_confidences
 from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.reporting.benchmarks import compare_benchmarks
 from fusion_ray.reporting.heldout import HeldOut
 from fusion_ray.reporting.judging import describe_judging, list_judgments, summarise_judgments
 from fusion_ray.reporting.numbers import measure
@@ -45,7 +46,7 @@ def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
         "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
         "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
         "samples": [_sample()], "views": [_view()],
-        "judge": _judge(),
+        "judge": _judge(), "benchmarks": _benchmarks(),
         "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
     }  # fmt: skip
 
@@ -55,6 +56,17 @@ def _sample() -> dict[str, Any]:
     rates = dict.fromkeys(MODELS, 1.0)
     answers = {"pivot": EVIL, "merged": "{{ 7 * 7 }}"}
     return {"id": EVIL, "domain": EVIL, "messages": messages, "gold": EVIL, "answers": answers, "bits_per_byte": rates}
+
+
+def _benchmarks() -> dict[str, Any]:
+    """One task, in which the merged model is right more often than all others."""
+    by_model = {}
+    for model in MODELS:
+        right = [float(n % 10 < (7 if model == "merged" else 3)) for n in range(200)]
+        metrics, better = {"acc": sum(right) / 200}, {"acc": True}
+        values = {"acc": [[value, 1.0] for value in right]}
+        by_model[model] = {EVIL: {"metrics": metrics, "higher_is_better": better, "documents": 200, "values": values}}
+    return {"tasks": compare_benchmarks(by_model, 100, 0), "left_out": [EVIL]}
 
 
 def _judge() -> dict[str, Any]:

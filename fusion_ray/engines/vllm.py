@@ -189,17 +189,40 @@ def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarr
     return TopK(ids_TK, logprobs_TK, real_logprobs_T)
 
 
-def _start(settings: dict[str, Any], options: dict[str, Any], threads: int | None) -> Any:
+def harness_arguments(
+    folder: str, engine: VllmEngine, max_length: int | None, trust_remote_code: bool, threads: int | None
+) -> dict[str, Any]:
+    """Arguments for lm-evaluation-harness's own vLLM class, with this process prepared as for our engines."""
+    limit = longest_sequence(read_config(folder))
+    settings = {
+        "pretrained": folder,
+        "dtype": _own_dtype(read_config(folder)) if engine.dtype == "auto" else engine.dtype,
+        "tensor_parallel_size": engine.tensor_parallel,
+        "gpu_memory_utilization": engine.gpu_memory_share,
+        "max_model_len": max_length or limit,
+        "trust_remote_code": trust_remote_code,
+        "disable_log_stats": True,
+    }
+    return _prepare(settings, threads) | engine.options
+
+
+def _prepare(settings: dict[str, Any], threads: int | None) -> dict[str, Any]:
+    """Set this process's environment for vLLM, and the settings that a machine without a GPU needs."""
     import torch
 
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        for name, value in _CPU_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        settings["enforce_eager"] = True
-        if threads is not None:
-            torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        return settings
+    for name, value in _CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return settings | {"enforce_eager": True}
+
+
+def _start(settings: dict[str, Any], options: dict[str, Any], threads: int | None) -> Any:
+    settings = _prepare(settings, threads)
     try:
         from vllm import LLM
     except ImportError as error:

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.reporting import figures
+from fusion_ray.reporting.benchmarks import benchmark_columns, best_value
 from fusion_ray.reporting.judging import describe_cost, judged_turns
 
 CURVES = {
@@ -43,6 +44,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         alignment=alignment_rows(report["alignment"]),
         figures_json=_embed(all_figures(report)),
         views_json=_embed(report["views"]),
+        benchmarks=benchmark_columns(report["benchmarks"]),
         judge_turns=judged_turns(report["judge"]),
         judging=describe_cost(report["judge"]) if report["judge"] else "",
         style=_read("page.css"),
@@ -148,6 +150,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["best_value"] = best_value
     environment.filters["curve_titles"] = curve_titles
     environment.filters["pretty_json"] = lambda data: json.dumps(data, indent=1, ensure_ascii=False)
     return environment

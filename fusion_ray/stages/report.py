@@ -31,6 +31,7 @@ from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.stages import cluster
 from fusion_ray.stages.entrants import list_entrants, trained_engine
+from fusion_ray.stages.report_benchmarks import run_benchmarks
 from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
 from fusion_ray.stages.report_judge import judge_models
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
@@ -78,6 +79,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
     entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
     report["judge"] = judge_models(recipe, artifact.folder, entrants, tell)
+    report["benchmarks"] = run_benchmarks(recipe, artifact.folder, artifact.contents, entrants, tell)
     files = _write_files(artifact, report, heldout)
     _add_scores_to_card(artifact.inputs["merged"], report)
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}

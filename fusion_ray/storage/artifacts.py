@@ -29,6 +29,7 @@ _REPORTED_PACKAGES = (
     "pyarrow",
     "numpy",
     "safetensors",
+    "lm_eval",
 )
 
 

@@ -68,7 +68,7 @@ def read_chats(uri: str, domain_column: str) -> Iterator[Chat]:
     Raises:
         CorruptArtifactError: The file is not in the format its name promises.
     """
-    for row in _read_rows(uri):
+    for row in read_rows(uri):
         if isinstance(row, str):
             yield Chat(_hash_id(row), None, None, row)
             continue
@@ -83,8 +83,12 @@ def _hash_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _read_rows(uri: str) -> Iterator[Mapping[str, Any] | str]:
-    """Rows as mappings; a line that cannot be read as its complaint."""
+def read_rows(uri: str) -> Iterator[Mapping[str, Any] | str]:
+    """Rows of one file as mappings; a line that cannot be read as its complaint.
+
+    Raises:
+        CorruptArtifactError: The file is not in the format its name promises.
+    """
     place = locate(uri)
     try:
         if uri.endswith(".parquet"):

@@ -13,6 +13,7 @@ from toy_report import EVIL, MODELS, make_heldout, make_report
 
 from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
+from fusion_ray.reporting.benchmarks import compare_benchmarks
 from fusion_ray.reporting.choices import count_choices, sum_choices
 from fusion_ray.reporting.heldout import HeldOut, documents_table
 from fusion_ray.reporting.history import read_curve
@@ -162,6 +163,33 @@ def test_show_prints_every_model_and_the_verdict(tmp_path: Path) -> None:
     assert "Fusion helped" in text
     assert "merged - sft" in text
     assert "[bold]" in text, "text of the corpus is no markup"
+
+
+def test_show_prints_the_benchmarks(tmp_path: Path) -> None:
+    text = _text(_save(tmp_path, make_heldout()))
+    assert "acc ↑" in text and "0.700" in text
+
+
+def test_a_benchmarks_difference_has_an_interval_where_the_metric_is_a_mean_over_documents() -> None:
+    right = [float(n % 10 < 7) for n in range(100)]
+    wrong = [float(n % 10 < 3) for n in range(100)]
+    results = {
+        model: {
+            "t": {
+                "metrics": {"acc": sum(values) / 100, "other": 5.0},
+                "higher_is_better": {"acc": True, "other": None},
+                "documents": 100,
+                "values": {"acc": [[value, 1.0] for value in values], "other": [[value, 1.0] for value in values]},
+            }
+        }
+        for model, values in {"sft": wrong, "merged": right}.items()
+    }
+    found = compare_benchmarks(results, 500, 0)["t"]
+    difference = found["acc"]["differences"]["merged - sft"]
+    assert difference["value"] == pytest.approx(0.4) and 0.2 < difference["low"] < 0.4 < difference["high"] < 0.6
+    assert found["other"] == {
+        "higher_is_better": None, "documents": 100, "values": {"sft": 5.0, "merged": 5.0}, "differences": {},
+    }  # fmt: skip
 
 
 def test_show_prints_what_the_judge_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judge end to end: a run of toys, and a tiny model behind a real `vllm serve` as the judge."""
+"""Judge and benchmarks end to end: a run of toys; the judge is a tiny model behind a real `vllm serve`."""
 
 import importlib.util
 import json
@@ -33,16 +33,21 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
         {"question_id": 101, "category": "math", "turns": ["What is 2 squared?"], "reference": ["4"]},
     ]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exam = tmp_path / "exam.jsonl"
+    choices = [{"question": f"{n}?", "choices": ["yes", "no"], "answer": n % 2} for n in range(10)]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in choices))
+    evaluate = {"tasks": [{"kind": "multiple_choice", "name": "exam", "path": str(exam)}]}
     folder = save_toy(tmp_path / "judge", "llama", byte_level_tokenizer(), max_position_embeddings=4096)
     with vllm_server(folder, tmp_path / "server.txt", "--served-model-name", "toy-judge") as address:
         judge = {
             "base_url": address, "model": "toy-judge", "questions": str(questions), "answer_tokens": 12,
             "judgment_tokens": 40, "options": FORM, "usd_per_million_input_tokens": 1.0,
         }  # fmt: skip
-        judged = parse_recipe(recipe.model_dump(mode="json") | {"judge": judge})
+        judged = parse_recipe(recipe.model_dump(mode="json") | {"judge": judge, "evaluate": evaluate})
         pipeline.run(judged)
     place = Path(judged.folder) / "6_report"
     found = read_report(judged.folder)["judge"]
+    benchmarks = read_report(judged.folder)["benchmarks"]
     judgments = [json.loads(line) for line in (place / "judge" / "judgments.jsonl").read_text().splitlines()]
 
     assert list(found["ratings"]) == MODELS
@@ -56,6 +61,10 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
     assert found["judgments"] == len(judgments) == 3 * (5 + 4 * 2) and found["unreadable"] == 0
     assert found["tokens"]["input"] > 0 and found["usd"] == pytest.approx(found["tokens"]["input"] / 1e6)
 
+    exams = benchmarks["tasks"]["exam"]["acc"]
+    assert list(exams["values"]) == MODELS and exams["documents"] == 10
+    assert exams["differences"].keys() == {f"merged - {model}" for model in MODELS[:-1]}
+
     replies = {path: path.read_bytes() for path in (place / "judge" / "replies").iterdir()}
     texts = [json.loads(content)["request"]["messages"][1]["content"] for content in replies.values()]
     merged, sft = (_answers(place, model) for model in ("merged", "sft"))
@@ -65,12 +74,14 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
     assert {t.find(merged["101"][0], t.find("ANSWER OF A")) < t.find("ANSWER OF B") for t in both} == {True, False}
 
     # The server is gone: what was asked before is not asked again, and every byte comes out the same.
-    before = {p: p.read_bytes() for p in (place / "judge").rglob("*") if p.is_file()} | {
-        place / "report.json": (place / "report.json").read_bytes()
-    }
+    before = {path: path.read_bytes() for name in ("judge", "benchmarks") for path in (place / name).rglob("*.json*")}
+    made = {path: path.stat().st_mtime_ns for path in before if path.name != "judgments.jsonl"}
     (place / "MANIFEST.json").unlink()
     pipeline.run(judged)
     assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    again = read_report(judged.folder)
+    assert (again["judge"], again["benchmarks"]) == (found, benchmarks)
 
 
 def _answers(place: Path, model: str) -> dict[str, list[str]]:
