@@ -37,7 +37,17 @@ def make_heldout(steps: tuple[float, ...] = (0.0, -0.3, -0.1, -0.15, -0.2), n: i
 def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
     """A report.json without a run behind it."""
     heldout = heldout or make_heldout()
-    stage = {"stage": "fused", "name": "math", "seconds": 2.0, "rows": 9, "bytes": 10, "fingerprint": "ab", "facts": {}}
+    stage = {
+        "stage": "fused",
+        "name": "math",
+        "seconds": 2.0,
+        "rows": 9,
+        "bytes": 10,
+        "tokens": 5,
+        "peak_bytes": {"driver": 1, "worker": 2**30},
+        "fingerprint": "ab",
+        "facts": {},
+    }
     return measure(heldout, 100, 0) | {
         "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
         "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},

@@ -26,6 +26,8 @@ def describe_artifact(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
         "seconds": manifest.seconds,
         "rows": manifest.rows,
         "bytes": sum(info.size or 0 for info in infos),
+        "peak_bytes": dict(manifest.peak_bytes),
+        "tokens": manifest.facts.get("tokens", manifest.facts.get("answer_tokens")),
         "fingerprint": manifest.fingerprint,
         "facts": dict(manifest.facts),
         "versions": dict(manifest.versions),

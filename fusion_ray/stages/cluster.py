@@ -14,6 +14,7 @@ import ray
 import ray.data
 
 from fusion_ray.errors import ClusterError, FusionRayError
+from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
 
@@ -116,6 +117,7 @@ def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
     """Yield what the JSON in the `result` column holds; a worker's FusionRayError is raised as itself."""
     try:
         for row in dataset.iter_rows():
+            note_worker(row["peak_bytes"])
             yield json.loads(row["result"])
     except Exception as error:
         raise _root_cause(error) from error
@@ -123,7 +125,7 @@ def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
 
 def result_table(result: Any) -> pa.Table:
     """One result as the batch that `results_of` reads."""
-    return pa.table({"result": [json.dumps(result)]})
+    return pa.table({"result": [json.dumps(result)], "peak_bytes": [read_peak()]})
 
 
 class _Call:
@@ -134,7 +136,9 @@ class _Call:
         self.items = items
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(self.function(self.items[row["id"]]))}
+        forget_peak()
+        result = json.dumps(self.function(self.items[row["id"]]))
+        return {"result": result, "peak_bytes": read_peak()}
 
 
 def _root_cause(error: BaseException) -> BaseException:

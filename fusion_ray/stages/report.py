@@ -237,7 +237,10 @@ def _add_scores_to_card(merged: Artifact, report: Mapping[str, Any]) -> None:
     write_bytes(uri, add_scores(read_bytes(uri).decode(), report).encode())
     manifest = read_manifest(merged.folder)
     files = {**manifest.files, "README.md": sha256_of_file(uri)}
-    write_manifest(merged, seconds=manifest.seconds, shards=list(manifest.shards), files=files, facts=manifest.facts)
+    write_manifest(
+        merged, seconds=manifest.seconds, shards=list(manifest.shards), files=files, facts=manifest.facts,
+        peak_bytes=manifest.peak_bytes,
+    )  # fmt: skip
 
 
 def _write_files(artifact: Artifact, report: Mapping[str, Any], heldout: HeldOut) -> dict[str, str]:

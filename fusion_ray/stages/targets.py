@@ -25,6 +25,7 @@ from fusion_ray.stages.board import open_board, read_board
 from fusion_ray.stages.training_worker import TargetTask, train_worker
 from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
+from fusion_ray.storage.peak import note_worker
 
 WORKING = ".training"
 _POLL_S = 0.2
@@ -88,6 +89,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
     _clear(artifact)
     _wait_for_room(artifact, recipe.targets)
     facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board))
+    note_worker(facts["worker_peak_bytes"])
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
     write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)

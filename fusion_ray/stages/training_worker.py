@@ -23,6 +23,7 @@ from fusion_ray.recipe import Targets
 from fusion_ray.stages.board import put_on
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
+from fusion_ray.storage.peak import read_peak
 from fusion_ray.storage.shards import read_shard
 
 METRICS = "metrics.jsonl"
@@ -85,6 +86,7 @@ def _train(task: TargetTask) -> dict[str, Any]:
         "validation_bits_per_byte": [{"step": step, "bits_per_byte": value} for step, value in measured],
         "workers": trainer.workers,
         "zero_stage": trainer.engine.stage,
+        "worker_peak_bytes": read_peak(),
         "worker_seconds": round(time.monotonic() - started, 3),
     }
 

@@ -16,6 +16,7 @@ from fusion_ray import __version__
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
 from fusion_ray.storage.filesystem import delete, exists, join, read_bytes, write_bytes
 from fusion_ray.storage.models import ModelFiles
+from fusion_ray.storage.peak import take_peaks
 from fusion_ray.storage.shards import ShardRecord
 
 MANIFEST = "MANIFEST.json"
@@ -97,6 +98,7 @@ class Manifest:
     facts: Mapping[str, Any]
     seconds: float
     versions: Mapping[str, str]
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -115,6 +117,7 @@ def write_manifest(
     shards: list[ShardRecord] | None = None,
     files: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    peak_bytes: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Declare an artifact whole. Call this after every other file of it is on disk.
 
@@ -124,6 +127,7 @@ def write_manifest(
         shards: Its Parquet shards in order.
         files: sha256 of its other files, by relative path.
         facts: What was measured while making it, plain data.
+        peak_bytes: Peak memory of `driver` and largest `worker`; None is what this process and thread know of.
     """
     manifest = Manifest(
         artifact.stage,
@@ -135,6 +139,7 @@ def write_manifest(
         dict(facts or {}),
         round(seconds, 3),
         versions(),
+        take_peaks() if peak_bytes is None else dict(peak_bytes),
     )
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
     write_bytes(join(artifact.folder, MANIFEST), text.encode())

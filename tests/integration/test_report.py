@@ -44,6 +44,14 @@ def test_the_pivots_score_is_the_one_its_distributions_shards_say(run: Recipe) -
     assert report["bits_per_byte_micro"]["pivot"] == pytest.approx(nats / 0.6931471805599453 / n_bytes)
 
 
+def test_every_artifact_that_ray_made_says_its_peak_memory(run: Recipe) -> None:
+    made = [stage for stage in read_report(run.folder)["stages"] if stage["stage"] in ("corpus", "distributions")]
+    assert len(made) == 3
+    for stage in made:
+        assert 50 << 20 < stage["peak_bytes"]["worker"] < 8 << 30
+        assert 50 << 20 < stage["peak_bytes"]["driver"] < 8 << 30
+
+
 def test_samples_hold_an_answer_of_every_model_made_from_the_pivot(run: Recipe) -> None:
     samples = read_report(run.folder)["samples"]
     assert len(samples) == run.report.samples

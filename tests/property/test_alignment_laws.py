@@ -80,6 +80,8 @@ def test_no_group_loses_probability_of_its_text(pivot: str, source: str, text: s
     projection, _, topk = aligned(pivot, source, text, seed, inner_tail=tail)
     assert projection.violation_nats <= 1e-4
     assert projection.counts["source_nll"] == pytest.approx(topk.nll_nats, abs=1e-3)
+    assert projection.counts["kept_mass"] <= projection.counts["covered"] * (1 + 1e-5)
+    assert (projection.counts["kept_mass"] > 0) == (projection.counts["covered"] > 0)
     assert projection.counts["projected_nll"] <= projection.counts["source_nll"] + 1e-3
 
 

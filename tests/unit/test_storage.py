@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -10,6 +11,7 @@ from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifa
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 from fusion_ray.storage.models import ModelFiles, find_model
+from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import find_shard, read_shard, shard_path, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
@@ -60,6 +62,27 @@ def test_every_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
         (tmp_path / "0.parquet").write_bytes(bytes(flipped))
         with pytest.raises(CorruptArtifactError, match=r"0\.parquet.*run again"):
             read_shard(str(tmp_path), record)
+
+
+def test_the_peak_is_the_most_memory_held_since_it_was_forgotten() -> None:
+    forget_peak()
+    before = read_peak()
+    held = np.ones(40 << 20, dtype=np.uint8)
+    held_peak = read_peak()
+    del held
+    assert held_peak >= before + (39 << 20)
+    assert read_peak() >= held_peak - (1 << 20), "the system counts in batches"
+
+
+def test_a_manifest_says_how_much_memory_its_artifact_took(tmp_path: Path) -> None:
+    note_worker(5)
+    note_worker(3)
+    made = artifact(tmp_path)
+    write_manifest(made, seconds=1.0)
+    assert read_manifest(made.folder).peak_bytes["worker"] == 5
+    assert read_manifest(made.folder).peak_bytes["driver"] > 1 << 20
+    write_manifest(made, seconds=1.0)
+    assert read_manifest(made.folder).peak_bytes["worker"] == 0, "the next artifact starts anew"
 
 
 def test_a_manifest_tells_what_changed(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class Projection:
         source_nll_G: What the source itself gave the bytes of each group, in nats, float64.
         problems: Why a turn has no distributions, by turn of the pivot; such rows are to be rejected.
         counts: Sums over the shard: positions, covered, groups, one_to_one, differing (groups whose bytes are not the
-            same on both sides), projected_nll, source_nll (both in nats, over the covered groups).
+            same on both sides), kept_mass (probability in the kept entries of the covered positions), projected_nll,
+            source_nll (both in nats, over the covered groups).
         violation_nats: The most that any group lost against the source's own probability of its bytes.
     """
 
@@ -162,6 +163,7 @@ def _summarise(
         "groups": int(kept_G.sum()),
         "one_to_one": int((one_to_one & kept_G).sum()),
         "differing": int((differs_G & kept_G).sum()),
+        "kept_mass": float(np.exp(outputs.logprobs_TK[covered_T].astype(np.float64)).sum()),
         "projected_nll": float(-outputs.real_logprobs_T[covered_T].astype(np.float64).sum()),
         "source_nll": float(outputs.source_nll_G[kept_G].sum()),
     }

@@ -35,7 +35,7 @@ def project_dtw(
     that choosing compares alike; only the distributions differ. They have no tail: kept entries are renormalised. The
     real token's log-probability is -inf where the map lost it. `counts` has besides: transferred and one_hot
     (positions), wrong_boundary (transferred from another byte), mass_moved, mass_unmapped and mass_collided (sums of
-    source probability at transferred positions), and no projected_nll.
+    source probability at transferred positions), and no projected_nll and kept_mass.
 
     Raises:
         AlignmentError: Columns that do not belong together.
@@ -49,7 +49,7 @@ def project_dtw(
     width = top_k or source_topk.ids_TK.shape[1]
     topk, moved = _transfer(row_T, exact.covered_T, pivot.ids_T, mapped_SK, source_topk, width)
     transferred_T = (row_T >= 0) & exact.covered_T
-    counts = {key: value for key, value in exact.counts.items() if key != "projected_nll"} | {
+    counts = {key: value for key, value in exact.counts.items() if key not in ("projected_nll", "kept_mass")} | {
         "transferred": int(transferred_T.sum()),
         "one_hot": int((exact.covered_T & ~transferred_T).sum()),
         "wrong_boundary": _count_wrong(pivot, source, row_T, transferred_T),
