@@ -118,9 +118,9 @@ class Fuser:
         """
         reasons = _join_reasons(chats, scored)
         usable = np.flatnonzero([reason is None for reason in reasons])
-        models = {name: _read(table.take(usable)) for name, table in scored.items()}
+        models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
         pivot = models[self.pivot]
-        projections = [self._project(name, pivot, models[name]) for name in self.sources]
+        projections = [self.project(name, pivot, models[name]) for name in self.sources]
         for name, projection in zip(self.sources, projections, strict=True):
             for turn, problem in projection.problems.items():
                 row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
@@ -136,7 +136,7 @@ class Fuser:
     def count_pairs(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, PairCounts]:
         """Count which tokens of the pivot and of each source are aligned in a shard, for `ms`; counts add up."""
         usable = np.flatnonzero([reason is None for reason in _join_reasons(chats, scored)])
-        models = {name: _read(table.take(usable)) for name, table in scored.items()}
+        models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
         counts = {}
         for name in self.sources:
             ours, theirs = models[self.pivot].answers, models[name].answers
@@ -145,10 +145,10 @@ class Fuser:
             counts[name] = count_pairs(ours, theirs, tables.vocabulary_map, tables.projector)
         return counts
 
-    def _project(self, name: str, pivot: Scored, source: Scored) -> Projection:
+    def project(self, name: str, pivot: Scored, source: Scored) -> Projection:
+        """The source's distributions over the pivot's tokens, as the recipe aligns them."""
         align = self.settings.align
-        kind = None if isinstance(align, BytesAlign) else align.kind
-        tables = self._tables(name, _end_of_turn(pivot.answers), _end_of_turn(source.answers), kind)
+        tables = self.tables_of(name, pivot, source)
         top_k = self.settings.top_k or pivot.topk.ids_TK.shape[1]
         if isinstance(align, BytesAlign):
             return project(
@@ -158,6 +158,12 @@ class Fuser:
         return project_dtw(
             pivot.answers, source.answers, source.topk, tables.projector, tables.vocabulary_map, top_k=top_k
         )
+
+    def tables_of(self, name: str, pivot: Scored, source: Scored) -> Tables:
+        """What alignment knows of the pivot's and this source's tokenizers, for turns that end as these do."""
+        align = self.settings.align
+        kind = None if isinstance(align, BytesAlign) else align.kind
+        return self._tables(name, _end_of_turn(pivot.answers), _end_of_turn(source.answers), kind)
 
     def _tables(self, name: str, pivot_end: int, source_end: int, kind: Kind | None) -> Tables:
         key = (name, pivot_end, source_end)
@@ -247,7 +253,8 @@ def _join_reasons(chats: pa.Table, scored: Mapping[str, pa.Table]) -> list[str |
     return reasons
 
 
-def _read(table: pa.Table) -> Scored:
+def read_scored(table: pa.Table) -> Scored:
+    """The answers and distributions of a shard's rows, all of them usable."""
     lengths = [sum(row) for row in table["turn_lengths"].to_pylist()]
     turns = table["turn_lengths"].to_pylist()
     spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)

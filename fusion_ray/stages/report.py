@@ -222,7 +222,7 @@ def _make_examples(
     by_name = {label.removeprefix("source:"): shelf for label, shelf in shelves.items()}
     return {
         "samples": make_samples(recipe, folders, corpus, shelves["pivot"], heldout, tell),
-        "views": make_views(recipe, scored, by_name, heldout),
+        "views": make_views(recipe, scored, corpus, by_name, heldout),
     }
 
 

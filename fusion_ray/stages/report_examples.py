@@ -1,14 +1,16 @@
 """The report's examples: sample answers of the models, and held-out answers in two tokenizations; Ray tasks."""
 
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from fusion_ray.engines.fusing import Fuser, Statistics
 from fusion_ray.engines.generator import TransformersGenerator
-from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.progress import Progress, Tell
-from fusion_ray.recipe import BytesAlign, Recipe
+from fusion_ray.recipe import DtwAlign, Recipe
 from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.reporting.heldout import HeldOut
 from fusion_ray.reporting.numbers import derive_seed
@@ -16,6 +18,8 @@ from fusion_ray.reporting.samples import Prompt, describe_samples, make_prompt, 
 from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.shards import ShardRecord, read_shard
+
+_COUNTED_SHARDS = 8
 
 
 class Shelf(NamedTuple):
@@ -67,35 +71,45 @@ def _prompt(corpus: Shelf, pivot: Shelf, place: tuple[int, int]) -> Prompt:
 
 
 def make_views(
-    recipe: Recipe, scored: Mapping[str, Artifact], shelves: Mapping[str, Shelf], heldout: HeldOut
+    recipe: Recipe, scored: Mapping[str, Artifact], corpus: Shelf, shelves: Mapping[str, Shelf], heldout: HeldOut
 ) -> list[dict[str, Any]]:
     """Lay a few held-out answers out in the pivot's and in each source's tokens.
 
     Args:
         recipe: The run.
         scored: Artifacts of stage distributions by model name, the pivot's too.
-        shelves: Their held-out shards, by the same names.
+        corpus: Held-out shards of the corpus.
+        shelves: Those of the models, by the same names.
         heldout: Which documents there are.
     """
-    align = recipe.fused.align
-    if not isinstance(align, BytesAlign):
-        return []  # The published modes align strings, not bytes: they have no groups to show.
     picked = pick_documents(heldout, recipe.report.views, derive_seed(recipe.seed, "report views"))
     domains = dict(zip(heldout.ids, heldout.scores.domains_N, strict=True))
 
     def view(source: str) -> dict[str, Any]:
-        tokenizers = (
-            load_tokenizer(scored["pivot"].models["model"].folder, recipe.pivot.trust_remote_code),
-            load_tokenizer(scored[source].models["model"].folder, recipe.models()[source].trust_remote_code),
-        )
+        folders = {name: scored[name].models["model"].folder for name in ("pivot", source)}
+        fuser = Fuser(recipe.fused, folders)
+        align = recipe.fused.align
+        if isinstance(align, DtwAlign) and align.kind == "ms":
+            fuser = Fuser(recipe.fused, folders, {source: _count_pairs(fuser, source, corpus, shelves)})
         views = []
         for identity in picked:
             place = heldout.place(identity)
-            rows = (shelves["pivot"].row(*place), shelves[source].row(*place))
-            laid_out = view_alignment(*rows, tokenizers, align.inner_tail)
+            laid_out = view_alignment(fuser, source, shelves["pivot"].row(*place), shelves[source].row(*place))
             views.append({"source": source, "id": identity, "domain": str(domains[identity]), **laid_out})
         return {"source": source, "views": views}
 
     sources = [name for name in scored if name != "pivot"]
     results = {result["source"]: result["views"] for result in cluster.stream(sources, view, cpus=1)}
     return [view for source in sources for view in results[source]]
+
+
+def _count_pairs(fuser: Fuser, source: str, corpus: Shelf, shelves: Mapping[str, Shelf]) -> Statistics:
+    """What the map of `ms` is counted from, over held-out chats: a map like the training's, not the same."""
+    parts = [
+        fuser.count_pairs(
+            read_shard(corpus.folder, corpus.records[n]),
+            {name: read_shard(shelves[name].folder, shelves[name].records[n]) for name in ("pivot", source)},
+        )[source]
+        for n in range(min(len(corpus.records), _COUNTED_SHARDS))
+    ]
+    return Statistics(pairs=reduce(operator.add, parts))

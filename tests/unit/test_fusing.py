@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
-from fusion_ray.engines.fusing import GOLD, Fuser, Statistics
+from fusion_ray.engines.fusing import GOLD, Fuser, Statistics, read_scored
 from fusion_ray.engines.scoring import open_reader, read_topk, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
+from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.storage.chats import CORPUS_SCHEMA
 
 TEXTS = [
@@ -48,6 +49,26 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
         scored[name] = score_rows(render_rows(chats, tokenizer, settings), TransformersScorer(path, 5, dtype="float32"))
     return {"chats": chats, "scored": scored, "folders": folders}
+
+
+@pytest.mark.parametrize("align", ["bytes", "em", "mined", "ms"])
+def test_the_viewer_shows_what_fusing_does_in_every_mode(align: str, shard: dict[str, Any]) -> None:
+    folders = {name: shard["folders"][name] for name in ("pivot", "other")}
+    scored = {name: shard["scored"][name] for name in folders}
+    settings = Fused.model_validate({"align": align, "top_k": 5})
+    fuser = Fuser(settings, folders)
+    if align == "ms":
+        fuser = Fuser(
+            settings, folders, {"other": Statistics(pairs=fuser.count_pairs(shard["chats"], scored)["other"])}
+        )
+    row = {name: table.slice(2, 1) for name, table in scored.items()}
+    view = view_alignment(fuser, "other", row["pivot"], row["other"])
+    tokens = [token for group in view["groups"] for token in group["pivot"]]
+    assert view["shown"] == view["tokens"] == len(tokens) == sum(row["pivot"]["turn_lengths"][0].as_py())
+    expected = fuser.project("other", read_scored(row["pivot"]), read_scored(row["other"])).topk
+    shown = [token.get("projected_real", np.nan) for token in tokens]
+    np.testing.assert_allclose(shown, np.exp(expected.real_logprobs_T), rtol=1e-6)
+    assert any(entry[1] > 0 for token in tokens for entry in token["projected"])
 
 
 def fuse(shard: dict[str, Any], sources: list[str], **settings: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
