@@ -3,16 +3,20 @@
     python tests/vllm_session.py REQUEST.npz RESULT.npz FOLDER...
 
 The request holds `row0`, `at0`, `row1`, ...: token ids and positions. The result holds, of model m and row i,
-`ids_m_i`, `logprobs_m_i` and `real_m_i`, and the errors that a too long sequence and a dead engine gave.
+`ids_m_i`, `logprobs_m_i` and `real_m_i`, and the errors that a too long sequence and a dead engine gave; with several
+models also what the first one writes after the first rows, and its bits per byte in lm-evaluation-harness.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
+from fusion_ray.engines.harness import run_harness
 from fusion_ray.engines.scorer import make_scorer
+from fusion_ray.engines.vllm import VllmGenerator
 from fusion_ray.errors import FusionRayError
-from fusion_ray.recipe import VllmEngine
+from fusion_ray.recipe import Evaluate, VllmEngine
 
 
 def main(request_path: str, result_path: str, folders: list[str]) -> None:
@@ -37,7 +41,21 @@ def main(request_path: str, result_path: str, folders: list[str]) -> None:
         if m == len(folders) - 1:
             scorer._engine = engine
             result["dead"] = np.array(error_of(scorer, np.zeros(5, dtype=np.int32)))
+    if len(folders) > 1:
+        result |= write(rows[:4], folders[0])
     np.savez(result_path, **result)
+
+
+def write(prompts: list[np.ndarray], folder: str) -> dict[str, np.ndarray]:
+    """What the first model writes after some rows, and what the harness measures of it."""
+    generator = VllmGenerator(folder, VllmEngine(dtype="float32"), 256, threads=1)
+    written = generator.generate(prompts, max_tokens=12, end_ids=[2])
+    generator.close()
+    path = Path(folder) / "gold.jsonl"
+    path.write_text('{"question": "One and one?", "answer": "Two, I think."}\n{"question": "Why?", "answer": "So."}\n')
+    task = {"kind": "gold_answer", "name": "gold", "path": str(path)}
+    found = run_harness(folder, VllmEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}), threads=1)
+    return {"written": np.array(written), "gold": np.array(found["gold"]["metrics"]["bits_per_byte"])}
 
 
 def error_of(scorer, ids: np.ndarray) -> str:

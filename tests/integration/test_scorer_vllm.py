@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import toy_models
 
+from fusion_ray.engines.generator import TransformersGenerator
+from fusion_ray.engines.harness import run_harness
 from fusion_ray.engines.transformers import TransformersScorer
+from fusion_ray.recipe import Evaluate, TransformersEngine
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -57,6 +60,14 @@ def test_vllm_equals_transformers_on_llama(tmp_path):
 
 
 @pytest.mark.slow
-def test_vllm_equals_transformers_on_qwen2_gpt_neox_and_gemma2(tmp_path):
+@pytest.mark.filterwarnings("default")  # lm_eval and datasets warn of each other.
+def test_vllm_scores_and_writes_as_transformers_on_qwen2_gpt_neox_and_gemma2(tmp_path):
     theirs, ours = run_session(tmp_path, ("qwen2", "gpt_neox", "gemma2"))
     assert_same(theirs, ours)
+    rows, folder = np.load(tmp_path / "request.npz"), str(tmp_path / "qwen2")
+    prompts = [rows[f"row{i}"] for i in range(4)]
+    written = TransformersGenerator(folder, dtype="float32").generate(prompts, max_tokens=12, end_ids=[2])
+    assert theirs["written"].tolist() == written and any(written)
+    task = {"kind": "gold_answer", "name": "gold", "path": str(tmp_path / "qwen2" / "gold.jsonl")}
+    found = run_harness(folder, TransformersEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}))
+    assert float(theirs["gold"]) == pytest.approx(found["gold"]["metrics"]["bits_per_byte"], rel=1e-4)
