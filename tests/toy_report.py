@@ -50,7 +50,7 @@ def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
     }
     return measure(heldout, 100, 0) | {
         "name": EVIL, "seed": 0, "recipe": {"name": EVIL}, "remote_code": False, "bootstrap": 100,
-        "models": {"pivot": {"model": EVIL, "remote_code": False}, "math": {"model": "m", "remote_code": False}},
+        "models": {name: _model() for name in ("pivot", "math")},
         "stages": [stage], "alignment": {"math": {"math": {"positions": 3, "violation_nats": 1e-6}}},
         "training": {"math": [{"step": 0, "gold": 1.0}, {"step": 1, "gold": 0.5, "bits_per_byte": 2.0}]},
         "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
@@ -59,6 +59,10 @@ def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
         "judge": _judge(), "benchmarks": _benchmarks(),
         "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),
     }  # fmt: skip
+
+
+def _model() -> dict[str, Any]:
+    return {"model": EVIL, "revision": EVIL, "fingerprint": "cd", "remote_code": False}
 
 
 def _sample() -> dict[str, Any]:

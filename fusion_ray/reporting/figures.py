@@ -80,6 +80,7 @@ def differences_figure(differences: Mapping[str, Mapping[str, Mapping[str, float
         "title": {"text": "bits per byte (left: the first is better)"},
         "zerolinewidth": 2,
         "zerolinecolor": "$text",
+        "rangemode": "tozero",
     }
     return {"data": [trace], "layout": _rows(len(pairs)) | {"showlegend": False, "xaxis": axis}}
 
@@ -106,7 +107,7 @@ def shares_figure(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     layout = _rows(len(domains)) | {
         "barmode": "stack",
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        "xaxis": {"tickformat": ".0%", "range": [0, 1]},
+        "xaxis": {"tickformat": ".0%", "range": [0, 1], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
     }
     return {"data": data, "layout": layout}
 
@@ -228,7 +229,7 @@ def _rows(count: int) -> dict[str, Any]:
     """Layout of a plot with one line per name, first on top."""
     return {
         "height": 120 + 34 * count,
-        "margin": {"l": 10, "r": 10, "t": 20, "b": 50},
+        "margin": {"l": 10, "r": 24, "t": 20, "b": 50},
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
     }
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusion_ray.errors import CorruptArtifactError
-from fusion_ray.recipe import Recipe
+from fusion_ray.recipe import Model, Recipe
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, versions
 from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes
+from fusion_ray.storage.models import ModelFiles
 
 _MOST_POINTS = 400
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
@@ -47,7 +48,7 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
         "seed": recipe.seed,
         "recipe": hide_credentials(recipe.model_dump(mode="json")),
         "models": {
-            name: {"model": hide_credentials(model.model), "remote_code": model.trust_remote_code}
+            name: _describe_model(model, artifacts[f"distributions/{name}"].models["model"])
             for name, model in recipe.models().items()
         },
         "remote_code": any(model.trust_remote_code for model in recipe.models().values()),
@@ -61,6 +62,15 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
             artifact.name: read_curve(artifact.folder) for artifact in artifacts.values() if artifact.stage == "targets"
         },
         "versions": versions(),
+    }
+
+
+def _describe_model(model: Model, files: ModelFiles) -> dict[str, Any]:
+    return {
+        "model": hide_credentials(model.model),
+        "revision": files.revision,
+        "fingerprint": files.fingerprint,
+        "remote_code": model.trust_remote_code,
     }
 
 

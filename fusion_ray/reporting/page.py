@@ -40,6 +40,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         domains=[domain for domain in report["bits_per_byte"]["pivot"] if domain != OVERALL],
         best=_best_by_column(report["bits_per_byte"]),
         cards=headline(report),
+        story=tell_story(report),
         fewest_tokens=figures.FEWEST_TOKENS,
         alignment=alignment_rows(report["alignment"]),
         figures_json=_embed(all_figures(report)),
@@ -53,12 +54,25 @@ def render_page(report: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+def tell_story(report: Mapping[str, Any]) -> str:
+    """What was done, for somebody who has never seen a fusion."""
+    sources = [name for name in report["models"] if name != "pivot"]
+    named = " and ".join([", ".join(sources[:-1]), sources[-1]] if len(sources) > 1 else sources)
+    copies = sum(model.startswith("target:") for model in report["bits_per_byte"])
+    learned = f"{copies} copies of the pivot learned from them" if copies > 1 else "A copy of the pivot learned from it"
+    return (
+        f"A fusion of chat models: what {named} know{'' if len(sources) > 1 else 's'} goes into one model of the "
+        f"pivot's shape and size. {learned} over a corpus of chats, and became the merged model. What follows was "
+        "measured on chats that none of them was trained on."
+    )
+
+
 def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers at the top: what was, what plain fine-tuning gives, what fusion gives."""
     rates = report["bits_per_byte"]
     names = {"pivot": "pivot", "sft": "plain fine-tuning (sft)", "merged": "merged model"}
     cards = [
-        {"name": names[model], "value": f"{rates[model][OVERALL]:.3f}", "unit": "bits per byte"}
+        {"name": names[model], "value": f"{rates[model][OVERALL]:.3f}", "unit": _against_pivot(rates, model)}
         for model in names
         if model in rates
     ]
@@ -66,6 +80,11 @@ def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
     if share is not None:
         cards.append({"name": "of the oracle's gain", "value": f"{share:.0%}", "unit": "recovered"})
     return cards
+
+
+def _against_pivot(rates: Mapping[str, Mapping[str, float]], model: str) -> str:
+    change = rates[model][OVERALL] / rates["pivot"][OVERALL] - 1
+    return "bits per byte" if model == "pivot" else f"bits per byte, {change:+.1%} against the pivot"
 
 
 def all_figures(report: Mapping[str, Any]) -> dict[str, figures.Figure]:

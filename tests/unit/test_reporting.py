@@ -19,7 +19,7 @@ from fusion_ray.reporting.heldout import HeldOut, documents_table
 from fusion_ray.reporting.history import read_curve
 from fusion_ray.reporting.model_card import add_scores
 from fusion_ray.reporting.numbers import derive_seed, differences_to_report, measure
-from fusion_ray.reporting.page import render_page
+from fusion_ray.reporting.page import headline, render_page, tell_story
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.show import read_report, report_tables
 
@@ -143,6 +143,15 @@ def test_the_page_loads_nothing_and_lets_no_other_script_run() -> None:
     assert "unsafe-inline" not in head.partition("script-src")[2].partition(";")[0]
     assert 'src="http' not in page
     assert "<link" not in page
+
+
+def test_the_page_begins_with_what_was_done_and_what_came_of_it() -> None:
+    report = make_report()
+    assert tell_story(report).startswith("A fusion of chat models: what math knows goes into one model")
+    names = [card["name"] for card in headline(report)]
+    assert names == ["pivot", "plain fine-tuning (sft)", "merged model", "of the oracle's gain"]
+    change = report["bits_per_byte"]["merged"]["overall"] / report["bits_per_byte"]["pivot"]["overall"] - 1
+    assert headline(report)[2]["unit"] == f"bits per byte, {change:+.1%} against the pivot"
 
 
 def test_every_plot_of_the_page_has_its_place() -> None:
