@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 from fusion_ray.errors import ArtifactError, FusionRayError, RecipeError
+from fusion_ray.evaluation import Evaluate, LocalTask
 from fusion_ray.progress import Progress, Tell, silent
-from fusion_ray.recipe import Evaluate, LocalTask, Recipe, Section
+from fusion_ray.recipe import Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, write_bytes

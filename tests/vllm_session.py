@@ -16,7 +16,8 @@ from fusion_ray.engines.harness import run_harness
 from fusion_ray.engines.scorer import make_scorer
 from fusion_ray.engines.vllm import VllmGenerator
 from fusion_ray.errors import FusionRayError
-from fusion_ray.recipe import Evaluate, VllmEngine
+from fusion_ray.evaluation import Evaluate
+from fusion_ray.recipe import VllmEngine
 
 
 def main(request_path: str, result_path: str, folders: list[str]) -> None:

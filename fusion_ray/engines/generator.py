@@ -54,7 +54,11 @@ def make_generator(
     """
     if isinstance(engine, TransformersEngine):
         return TransformersGenerator(
-            folder, dtype=engine.dtype, attention=engine.attention, trust_remote_code=trust_remote_code
+            folder,
+            max_length,
+            dtype=engine.dtype,
+            attention=engine.attention,
+            trust_remote_code=trust_remote_code,
         )
     if isinstance(engine, VllmEngine):
         from fusion_ray.engines.vllm import VllmGenerator
@@ -70,6 +74,7 @@ class TransformersGenerator:
 
     Args:
         folder: Local Hugging Face model folder.
+        max_length: Longest sequence, prompt and answer together; None is the model's own limit.
         dtype: `auto` is the checkpoint's own.
         attention: As in the recipe's engine.
         trust_remote_code: Run model code that lies in the folder.
@@ -81,6 +86,7 @@ class TransformersGenerator:
     def __init__(
         self,
         folder: str,
+        max_length: int | None = None,
         *,
         dtype: Dtype | str = "auto",
         attention: str | None = None,
@@ -88,7 +94,8 @@ class TransformersGenerator:
     ) -> None:
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
-        self.max_length = longest_sequence(read_config(folder))
+        limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
+        self.max_length = min(limits, default=None)
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
         """See `Generator.generate`."""

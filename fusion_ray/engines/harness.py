@@ -5,7 +5,8 @@ from typing import Any
 from fusion_ray.engines.harness_tasks import per_document, task_config
 from fusion_ray.engines.models import check_weights, load_model, load_tokenizer
 from fusion_ray.errors import EngineError, FusionRayError, RecipeError
-from fusion_ray.recipe import Evaluate, LocalTask, TransformersEngine, VllmEngine
+from fusion_ray.evaluation import Evaluate, LocalTask
+from fusion_ray.recipe import TransformersEngine, VllmEngine
 
 
 def run_harness(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusion_ray.errors import FusionRayError, RecipeError
-from fusion_ray.recipe import LocalTask
+from fusion_ray.evaluation import LocalTask
 from fusion_ray.storage.chats import read_rows
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fusion_ray.algorithms.evaluate.judge_prompts import Messages
 from fusion_ray.engines.server import Server
 from fusion_ray.errors import EngineError
-from fusion_ray.recipe import Judge
+from fusion_ray.evaluation import Judge
 from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 
 
@@ -59,7 +59,7 @@ class JudgeClient:
                 for reply in pool.map(self._ask_once, chats):
                     replies.append(reply)
                     told(len(replies))
-            except EngineError:
+            except BaseException:  # Ctrl-C too: what waits is not asked any more.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return replies

@@ -75,6 +75,7 @@ def _answer(
         generator = make_generator(
             entrant.engine,
             entrant.folder,
+            max_length=recipe.judge.max_length,
             trust_remote_code=entrant.model.trust_remote_code,
             threads=max(1, int(settings.cpus_per_actor)),
         )
@@ -97,7 +98,14 @@ def _fingerprint(recipe: Recipe, questions: list[Question], entrant: Entrant) ->
     settings = recipe.distributions
     asked = [[question.id, *question.turns] for question in questions]
     template = entrant.model.template or settings.template
-    parts = [asked, entrant.fingerprint, entrant.engine.model_dump(mode="json"), template, recipe.judge.answer_tokens]
+    parts = [
+        asked,
+        entrant.fingerprint,
+        entrant.engine.model_dump(mode="json"),
+        template,
+        recipe.judge.max_length,
+        recipe.judge.answer_tokens,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

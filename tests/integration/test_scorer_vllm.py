@@ -12,7 +12,8 @@ import toy_models
 from fusion_ray.engines.generator import TransformersGenerator
 from fusion_ray.engines.harness import run_harness
 from fusion_ray.engines.transformers import TransformersScorer
-from fusion_ray.recipe import Evaluate, TransformersEngine
+from fusion_ray.evaluation import Evaluate
+from fusion_ray.recipe import TransformersEngine
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 

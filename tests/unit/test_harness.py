@@ -14,7 +14,8 @@ from toy_models import byte_level_tokenizer, save_toy
 from fusion_ray.engines.harness import run_harness
 from fusion_ray.engines.models import load_model
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import Evaluate, TransformersEngine
+from fusion_ray.evaluation import Evaluate
+from fusion_ray.recipe import TransformersEngine
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # lm_eval and datasets warn of each other.

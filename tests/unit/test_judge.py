@@ -22,7 +22,7 @@ from fusion_ray.engines.answering import answer_questions
 from fusion_ray.engines.generator import TransformersGenerator
 from fusion_ray.engines.judge import JudgeClient
 from fusion_ray.errors import EngineError, RecipeError
-from fusion_ray.recipe import Judge
+from fusion_ray.evaluation import Judge
 from fusion_ray.storage.questions import Question, read_questions
 
 CHAT = [{"role": "user", "content": "which?"}]
