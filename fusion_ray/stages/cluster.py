@@ -117,7 +117,7 @@ def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
     """Yield what the JSON in the `result` column holds; a worker's FusionRayError is raised as itself."""
     try:
         for row in dataset.iter_rows():
-            note_worker(row["peak_bytes"])
+            note_worker(int(row["peak_bytes"]))
             yield json.loads(row["result"])
     except Exception as error:
         raise _root_cause(error) from error
