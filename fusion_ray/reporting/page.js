@@ -53,28 +53,39 @@
 
   function list(title, entries, real, realText, colour) {
     const box = make("div");
-    box.append(make("h4", "", title));
+    box.append(make("h5", "", title));
     const shown = entries.some((entry) => entry[2]) ? entries : [...entries, [realText, real, true]];
     for (const [text, p, isReal] of shown) {
       const line = make("div", isReal ? "entry real" : "entry");
       const bar = make("b");
       bar.style.setProperty("--bar", `var(${colour})`);
       bar.style.width = `${Math.max(0.5, 100 * p)}%`;
-      line.append(bar, make("span", "", text), make("span", "", p === null ? "" : p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`));
+      line.append(bar, make("span", "", text), make("span", "", percent(p)));
       box.append(line);
     }
     return box;
   }
 
+  const percent = (p) => (p === null ? "" : p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`);
+  const chance = (tokens, key) => tokens.reduce((all, token) => all * token[key], 1);
+
+  function column(title, tokens, entries, real, colour) {
+    const box = make("div");
+    box.append(make("h4", "", title));
+    for (const token of tokens) box.append(list(`at ${token.text}`, token[entries], token[real], token.text, colour));
+    return box;
+  }
+
   function explain(view, group) {
-    detail.replaceChildren();
-    for (const token of group.source)
-      detail.append(list(`${view.source} at ${token.text}`, token.top, token.real, token.text, "--c2"));
-    for (const token of group.pivot) {
-      if (token.projected)
-        detail.append(list(`projected onto ${token.text}`, token.projected, token.projected_real, token.text, "--c3"));
-      detail.append(list(`pivot at ${token.text}`, token.top, token.real, token.text, "--c0"));
-    }
+    const projected = group.pivot.filter((token) => token.projected);
+    const parts = [
+      [`${view.source} says`, group.source, "top", "real", "--c2"],
+      [`projected onto the pivot's tokens`, projected, "projected", "projected_real", "--c3"],
+      ["pivot says", group.pivot, "top", "real", "--c0"],
+    ].filter(([, tokens]) => tokens.length);
+    const known = parts.map(([title, tokens, , real]) => `${title} ${percent(chance(tokens, real))}`);
+    detail.replaceChildren(make("p", "small", `The text of this box: ${known.join(", ")}.`));
+    for (const part of parts) detail.append(column(...part));
   }
 
   function select(view, index) {

@@ -57,6 +57,12 @@ def test_the_alignment_viewer_answers_a_click(tmp_path: Path) -> None:
         await page.click("#view-groups button:nth-child(2)")
         assert "dog" in await page.ask("document.querySelector('#view-detail').textContent")
         assert await page.ask("document.querySelectorAll('#view-groups [aria-selected=true]').length") == 1
+        heads = await page.ask("[...document.querySelectorAll('#view-detail h4')].map((head) => head.textContent)")
+        assert heads == ["math says", "pivot says"]
+        await page.click("#view-groups button:nth-child(1)")
+        assert "projected onto the pivot's tokens 10.0 %" in await page.ask(
+            "document.querySelector('#view-detail p').textContent"
+        )
 
     assert drive(file, tmp_path / "profile", look).complaints == []
 
