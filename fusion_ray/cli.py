@@ -59,14 +59,43 @@ def init(
 
 
 @app.command()
-def plan(recipe: RecipePath, set_: Overrides = None) -> None:
-    """Say what is done, stale or to do, and why; starts nothing."""
+def plan(
+    recipe: RecipePath,
+    set_: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of the cluster; default this machine's.")] = None,
+    gpu: Annotated[str, typer.Option(help="Their kind: l4, a10g, l40s, a100-40, a100, h100, h200, b200.")] = "a100",
+    gpu_memory: Annotated[float | None, typer.Option(help="Memory of one, where it differs.", metavar="GIB")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of the cluster.")] = None,
+    memory: Annotated[float | None, typer.Option(help="Memory of the cluster.", metavar="GIB")] = None,
+    object_store: Annotated[float | None, typer.Option(help="Ray's object store.", metavar="GIB")] = None,
+    disk: Annotated[float | None, typer.Option(help="Free disk for the run folder.", metavar="GIB")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of the corpus, where it is not here.")] = None,
+    tokens_per_row: Annotated[float | None, typer.Option(help="Tokens of a row, likewise.")] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(help="Adds what it costs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what is done, stale or to do, what the rest will take, and what will not fit; starts nothing."""
     from fusion_ray import pipeline
+    from fusion_ray.planning.forecast import forecast
+    from fusion_ray.planning.sizes import cluster_size
     from fusion_ray.recipe import load_recipe
-    from fusion_ray.terminal import plan_table
+    from fusion_ray.terminal import forecast_parts, plan_table
 
     loaded = load_recipe(recipe, tuple(set_ or ()))
-    out.print(plan_table(loaded, pipeline.plan(loaded)))
+    statuses = pipeline.plan(loaded)
+    cluster = cluster_size(
+        loaded, cpus=cpus, gpus=gpus, gpu=gpu, gpu_memory_gib=gpu_memory, memory_gib=memory,
+        object_store_gib=object_store, disk_gib=disk,
+    )  # fmt: skip
+    expected = forecast(
+        loaded, statuses, cluster, rows=rows, tokens_per_row=tokens_per_row, price_per_gpu_hour=price_per_gpu_hour
+    )
+    if as_json:
+        states = [{"artifact": str(s.artifact), "state": s.state, "why": s.why} for s in statuses]
+        sys.stdout.write(json.dumps({"artifacts": states, **expected.plain()}, indent=1) + "\n")
+        return
+    for part in (plan_table(loaded, statuses), *forecast_parts(expected)):
+        out.print(part)
 
 
 @app.command()

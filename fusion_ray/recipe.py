@@ -16,6 +16,8 @@ from fusion_ray.merge_methods import AnyMethod, Varm
 from fusion_ray.section import Name, Section, choice_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+# A label that the nodes of a pool carry, such as `pool=train`; see cluster/README.md.
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*=[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -59,9 +61,14 @@ Engine = Annotated[
 
 
 class Model(Section):
-    """A chat model: a local folder, or a Hub id with an optional `@revision`."""
+    """A chat model: a local folder, or a Hub id with an optional `@revision`.
+
+    `parameters`, and `active_parameters` where experts take turns, tell `plan` the size of a model that is not here.
+    """
 
     model: str
+    parameters: float | None = Field(None, gt=0)
+    active_parameters: float | None = Field(None, gt=0)
     trust_remote_code: bool = False
     engine: Engine | None = None
     template: str | None = None
@@ -110,6 +117,7 @@ class Distributions(Section):
     actors: Actors = Actors()
     cpus_per_actor: float = Field(1, ge=0)
     gpus_per_actor: float = Field(0, ge=0)
+    nodes: Label | None = None
     max_length: int = Field(2048, ge=8)
     too_long: Literal["cut", "reject"] = "cut"
     store: Literal["compact", "plain"] = "compact"
@@ -191,6 +199,7 @@ class Targets(Section):
     workers: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    nodes: Label | None = None
     controls: tuple[Literal["sft", "self", "shuffled"], ...] = ("sft",)
     side_by_side: int | None = Field(None, ge=1)
     checkpoint_every_steps: int = Field(200, ge=1)

@@ -10,6 +10,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from fusion_ray.pipeline import Status
+from fusion_ray.planning.costs import Cost
+from fusion_ray.planning.forecast import Forecast
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 
@@ -77,6 +79,55 @@ def plan_table(recipe: Recipe, statuses: list[Status]) -> Table:
         style = _STATE_STYLES[state]
         table.add_row(str(artifact), f"[{style}]{state}[/{style}]", why.replace("[", r"\["))
     return table
+
+
+def forecast_parts(forecast: Forecast) -> Iterator[Table | str]:
+    """What a run will take, and what will not fit; nothing where everything is done."""
+    if not forecast.stages:
+        return
+    cluster, corpus = forecast.cluster, forecast.corpus
+    gpus = f", {cluster.gpus} GPUs of {cluster.gpu.memory_gib:.0f} GiB" if cluster.gpus else ""
+    table = Table(title=f"\nwith {cluster.cpus} CPUs{gpus}", title_justify="left", box=None, pad_edge=False)
+    money = [] if forecast.price_per_gpu_hour is None else ["money"]
+    for column in ("to make", "rows", "tokens", "writes", "wall", "GPU-hours", *money, "rate"):
+        table.add_column(column, justify="left" if column in ("to make", "rate") else "right", no_wrap=True)
+    for stage in forecast.stages:
+        price = [_price(stage.gpu_hours, forecast.price_per_gpu_hour)] if money else []
+        table.add_row(*_cost_cells(stage), *price, stage.rate)
+    total = ["in all", "", "", "", _duration(forecast.wall_s), f"{forecast.gpu_hours:,.1f}"]
+    table.add_row(*total, *([_price(forecast.gpu_hours, forecast.price_per_gpu_hour)] if money else []), "")
+    yield table
+    yield f"{corpus.rows:,} rows of {corpus.tokens_per_row:,.0f} tokens: {corpus.source}. Times within a factor of 3."
+    unknown = [name for name, size in forecast.models.items() if size is None]
+    if unknown:
+        yield f"Neither here nor stated: the size of {', '.join(unknown)} (the model's `parameters` in the recipe)."
+    yield from (f"[red]Will not fit:[/red] {problem}" for problem in forecast.problems)
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    hours = "?" if cost.gpu_hours is None else f"{cost.gpu_hours:,.1f}"
+    tokens = _short(cost.tokens) if cost.tokens else ""
+    rows = f"{cost.rows:,}" if cost.rows else ""
+    return [cost.artifact, rows, tokens, _short(cost.bytes_written) + "B", _duration(cost.wall_s), hours]
+
+
+def _price(gpu_hours: float | None, price: float | None) -> str:
+    return "?" if gpu_hours is None or price is None else f"{gpu_hours * price:,.2f}"
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.0f} "
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def closing_lines(folder: str) -> str:

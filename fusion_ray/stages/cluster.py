@@ -66,26 +66,49 @@ def can_autoscale() -> bool:
     return bool(os.environ.get("RAY_AUTOSCALING") or ray.cluster_resources().get("autoscaling_head"))
 
 
-def require(what: str, *, cpus: float, gpus: float = 0.0) -> None:
+def require(what: str, *, cpus: float, gpus: float = 0.0, nodes: str | None = None) -> None:
     """Refuse at once a request that no node of a fixed cluster can ever satisfy.
 
+    Args:
+        what: Who asks.
+        nodes: Label that the node must carry, as `key=value`.
+
     Raises:
-        ClusterError: No single node has that many CPUs and GPUs.
+        ClusterError: No single node has that many CPUs and GPUs, and the label.
     """
     if can_autoscale():
         return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    labels = label_selector(nodes).items()
+    there = [node["Resources"] for node in alive if labels <= node["Labels"].items()]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there):
         return
-    there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "no nodes"
+    found = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in there) or "no nodes"
+    labelled = f" labelled {nodes}" if nodes else ""
     raise ClusterError(
-        f"{what} asks for {cpus:g} CPU and {gpus:g} GPU on one node; this cluster has: {there}. "
-        "Ask for less in the recipe (cpus_per_*, gpus_per_*) or start larger nodes."
+        f"{what} asks for {cpus:g} CPU and {gpus:g} GPU on one node{labelled}; this cluster has: {found}{labelled}. "
+        "Ask for less in the recipe (cpus_per_*, gpus_per_*, nodes) or start other nodes."
     )
 
 
+def label_selector(nodes: str | None) -> dict[str, str]:
+    """What Ray calls a label selector, from a recipe's `nodes`; empty where any node will do.
+
+    >>> label_selector("pool=train"), label_selector(None)
+    ({'pool': 'train'}, {})
+    """
+    key, _, value = (nodes or "").partition("=")
+    return {key: value} if nodes else {}
+
+
 def stream(
-    items: list[Any], function: Callable[[Any], Any], *, cpus: float, gpus: float = 0.0, limit: int | None = None
+    items: list[Any],
+    function: Callable[[Any], Any],
+    *,
+    cpus: float,
+    gpus: float = 0.0,
+    limit: int | None = None,
+    nodes: str | None = None,
 ) -> Iterator[Any]:
     """Run a function on every item as Ray Data tasks and yield the results as they finish, in any order.
 
@@ -96,11 +119,18 @@ def stream(
         cpus: Logical CPUs of one task.
         gpus: GPUs of one task; Ray ends the process after it, which frees their memory.
         limit: At most this many tasks at once.
+        nodes: Label of the nodes that may run them, as `key=value`.
     """
     if not items:
         return
     compute = ray.data.TaskPoolStrategy(limit)
-    tasks = numbers(len(items)).map(_Call(function, items), num_cpus=cpus, num_gpus=gpus or None, compute=compute)
+    tasks = numbers(len(items)).map(
+        _Call(function, items),
+        num_cpus=cpus,
+        num_gpus=gpus or None,
+        compute=compute,
+        label_selector=label_selector(nodes),
+    )
     yield from results_of(tasks)
 
 

@@ -37,7 +37,7 @@ def build_distributions(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -
         ArtifactError: A model had to reject more rows than max_rejected allows.
     """
     settings = recipe.distributions
-    cluster.require("distributions", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    cluster.require("distributions", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes)
     with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
         futures = [pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts]
         for future in futures:
@@ -98,6 +98,7 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
         batch_format="pyarrow",
         num_cpus=settings.cpus_per_actor,
         num_gpus=settings.gpus_per_actor or None,
+        label_selector=cluster.label_selector(settings.nodes),
         compute=ray.data.ActorPoolStrategy(min_size=settings.actors.min, max_size=settings.actors.max),
     )
     yield from cluster.results_of(scored)

@@ -118,7 +118,7 @@ def _score_trained(
 ) -> list[ScoredModel]:
     """Score the held-out shards of every trained model as tasks; shards that are scored already stay."""
     settings = recipe.distributions
-    cluster.require("report", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    cluster.require("report", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes)
     models = trained_models(artifact)
     batches = [
         (model, shards[start :: settings.actors.max])
@@ -133,7 +133,8 @@ def _score_trained(
 
     found: dict[str, list[ShardRecord]] = {model.label: [] for model in models}
     tell(Progress("report", 0, len(batches) + 1))
-    results = cluster.stream(batches, score, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    cpus, gpus = settings.cpus_per_actor, settings.gpus_per_actor
+    results = cluster.stream(batches, score, cpus=cpus, gpus=gpus, nodes=settings.nodes)
     for done, result in enumerate(results, start=1):
         found[result["label"]] += [ShardRecord(**record) for record in result["records"]]
         tell(Progress("report", done, len(batches) + 1, f"scored {result['label']}"))

@@ -56,7 +56,7 @@ def build_targets(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None
 
 
 def _require_room(settings: Targets) -> None:
-    cluster.require("targets", cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)
+    cluster.require("targets", cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker, nodes=settings.nodes)
     for resource, each in (("CPU", settings.cpus_per_worker), ("GPU", settings.gpus_per_worker)):
         needed, there = each * settings.workers, cluster.total(resource)
         if needed > there and not cluster.can_autoscale():
@@ -114,7 +114,8 @@ def _run_name(artifact: Artifact) -> str:
 
 def _wait_for_room(artifact: Artifact, settings: Targets) -> None:
     """Return once the cluster could start the workers now; asking also makes an autoscaling cluster grow."""
-    group = placement_group([_resources(settings)] * settings.workers)
+    labels = [cluster.label_selector(settings.nodes)] * settings.workers
+    group = placement_group([_resources(settings)] * settings.workers, bundle_label_selector=labels)
     try:
         if not group.wait(settings.wait_s):
             raise ClusterError(
@@ -141,6 +142,7 @@ def _fit(task: TargetTask) -> dict[str, Any]:
             num_workers=settings.workers,
             use_gpu=bool(settings.gpus_per_worker),
             resources_per_worker=_resources(settings),
+            label_selector=cluster.label_selector(settings.nodes) or None,  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(
             name=_run_name(task.artifact),

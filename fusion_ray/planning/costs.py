@@ -1,0 +1,217 @@
+"""What each stage will read, write and take: the arithmetic of a plan.
+
+Every rate is either measured by an earlier manifest of this very artifact in the run folder, or stated in the table
+below. Stated rates are for planning, good to a factor of two or three.
+"""
+
+from dataclasses import dataclass
+
+from fusion_ray.errors import FusionRayError
+from fusion_ray.pipeline import STAGES, Status
+from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
+from fusion_ray.recipe import Recipe, VllmEngine
+from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest
+
+# --- stated rates ------------------------------------------------------------------------------------------------
+SCORING_SHARE_OF_PEAK = 0.25  # Of a GPU's peak: prefill with the log-probabilities of every position.
+TRAINING_SHARE_OF_PEAK = 0.35  # Of a GPU's peak: packed rows, ZeRO over NVLink.
+CPU_FLOPS = 90e9  # Of one core: SmolLM2-135M in bfloat16 scores 450-1,000 tokens/s on two cores.
+ROWS_PER_S = 2_000  # Corpus, one core: parse, hash, write.
+POSITIONS_PER_S = 100_000  # Fused, one core: decode, align (bench/alignment.py: 1e6 alone), choose, encode.
+MERGED_BYTES_PER_S = 60e6  # Merged, one core and a method of one or two passes (bench/merge.py).
+START_S = 60.0  # To start an engine or a training group, once an artifact.
+# -------------------------------------------------------------------------------------------------------------------
+
+_BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2, "pivot": 2}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What making one artifact takes; 0 for what is done.
+
+    Attributes:
+        artifact: Such as `distributions/math`.
+        rows: Rows read.
+        tokens: Tokens through a model or an alignment; 0 where bytes are what counts.
+        bytes_written: On the run folder, checkpoints included.
+        wall_s: With the whole cluster at its disposal.
+        gpus: GPUs it holds meanwhile.
+        rate: Where the time comes from: `measured`, `stated`, or why there is none.
+    """
+
+    stage: str
+    artifact: str
+    rows: int
+    tokens: float
+    bytes_written: float
+    wall_s: float | None
+    gpus: float
+    rate: str
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """GPU-hours, or None where the time is not known."""
+        return None if self.wall_s is None else self.wall_s * self.gpus / 3600
+
+
+def estimate_costs(
+    recipe: Recipe, statuses: list[Status], corpus: CorpusSize, models: dict[str, ModelSize | None], cluster: Cluster
+) -> list[Cost]:
+    """One cost for every artifact, in the order of the pipeline; done ones cost nothing."""
+    costing = _Costing(recipe, corpus, models, cluster)
+    return [costing.done(s.artifact) if s.state == "done" else costing.cost(s.artifact) for s in statuses]
+
+
+def bytes_per_answer_token(recipe: Recipe) -> float:
+    """Of a distributions shard; a straight line through 25.8 bytes at k = 10 and 104.5 at k = 50 (bench/store.py)."""
+    k = recipe.distributions.top_k
+    return 6.1 + 1.97 * k if recipe.distributions.store == "compact" else 8.0 + 8.0 * k
+
+
+def gpus_of_actor(recipe: Recipe) -> float:
+    """GPUs that one scoring actor holds."""
+    return recipe.distributions.gpus_per_actor
+
+
+class _Costing:
+    def __init__(
+        self, recipe: Recipe, corpus: CorpusSize, models: dict[str, ModelSize | None], cluster: Cluster
+    ) -> None:
+        self.recipe = recipe
+        self.corpus = corpus
+        self.models = models
+        self.cluster = cluster
+        self.heldout = recipe.corpus.heldout
+        self.fused_share = 1.0 - recipe.corpus.heldout
+
+    def done(self, artifact: Artifact) -> Cost:
+        return Cost(artifact.stage, str(artifact), 0, 0.0, 0.0, 0.0, 0.0, "done")
+
+    def cost(self, artifact: Artifact) -> Cost:
+        found = {
+            "corpus": self._corpus,
+            "distributions": self._distributions,
+            "fused": self._fused,
+            "targets": self._targets,
+            "merged": self._merged,
+            "report": self._report,
+        }[artifact.stage](artifact)
+        return self._as_measured(artifact, found)
+
+    def _as_measured(self, artifact: Artifact, cost: Cost) -> Cost:
+        """The time that an earlier making of this artifact took, for as many rows as there are now."""
+        before = _earlier(artifact)
+        rows = before.rows if before and before.rows else 0
+        if before is None or not rows or not cost.rows:
+            return cost
+        wall = before.seconds * cost.rows / rows
+        return Cost(cost.stage, cost.artifact, cost.rows, cost.tokens, cost.bytes_written, wall, cost.gpus, "measured")
+
+    def _corpus(self, artifact: Artifact) -> Cost:
+        rows = self.corpus.rows
+        return Cost("corpus", str(artifact), rows, 0.0, self.corpus.tokens * 2, rows / ROWS_PER_S, 0.0, "stated")
+
+    def _distributions(self, artifact: Artifact) -> Cost:
+        tokens = self.corpus.tokens
+        written = tokens * (4 + ANSWER_SHARE * bytes_per_answer_token(self.recipe))
+        wall = self._scoring_s(tokens, self.models[artifact.name], artifact.name)
+        gpus = self._scoring_gpus()
+        rate = "stated" if wall is not None else "size unknown"
+        return Cost("distributions", str(artifact), self.corpus.rows, tokens, written, wall, gpus, rate)
+
+    def _scoring_gpus(self) -> float:
+        settings = self.recipe.distributions
+        if not settings.gpus_per_actor:
+            return 0.0
+        actors = min(settings.actors.max, int(self.cluster.gpus // settings.gpus_per_actor))
+        return max(1, actors) * settings.gpus_per_actor
+
+    def _scoring_s(self, tokens: float, size: ModelSize | None, name: str) -> float | None:
+        if size is None:
+            return None
+        work = 2 * size.active * tokens
+        settings = self.recipe.distributions
+        if self._scoring_gpus():
+            engine = self.recipe.models()[name].engine or settings.engine
+            used = engine.tensor_parallel if isinstance(engine, VllmEngine) else 1
+            busy = self._scoring_gpus() / settings.gpus_per_actor * min(used, settings.gpus_per_actor)
+            return START_S + work / (busy * self.cluster.gpu.flops * SCORING_SHARE_OF_PEAK)
+        cores = min(self.cluster.cpus, max(1, settings.cpus_per_actor) * settings.actors.max)
+        return START_S / 6 + work / (cores * CPU_FLOPS)
+
+    def _fused(self, artifact: Artifact) -> Cost:
+        rows = int(self.corpus.rows * self.fused_share)
+        positions = self.corpus.tokens * self.fused_share * ANSWER_SHARE
+        k = self.recipe.fused.top_k or self.recipe.distributions.top_k
+        written = self.corpus.tokens * self.fused_share * 4 + positions * (8 + 3.5 * k)
+        cores = max(1, self.cluster.cpus // max(1, self.recipe.fused.cpus_per_task))
+        wall = positions * (len(artifact.models) - 1) / (POSITIONS_PER_S * cores)
+        return Cost("fused", str(artifact), rows, positions, written, wall, 0.0, "stated")
+
+    def _targets(self, artifact: Artifact) -> Cost:
+        settings, size = self.recipe.targets, self.models["pivot"]
+        share = 1.0 - self.recipe.corpus.heldout - self.recipe.corpus.validation
+        rows, tokens = int(self.corpus.rows * share), self.corpus.tokens * share * settings.epochs
+        gpus = settings.workers * settings.gpus_per_worker
+        if size is None:
+            return Cost("targets", str(artifact), rows, tokens, 0.0, None, gpus, "size unknown")
+        work = (8 if settings.gradient_checkpointing else 6) * size.active * tokens
+        if gpus:
+            wall = START_S + work / (gpus * self.cluster.gpu.flops * TRAINING_SHARE_OF_PEAK)
+        else:
+            cores = min(self.cluster.cpus, settings.workers * settings.cpus_per_worker)
+            wall = START_S / 6 + work / (cores * CPU_FLOPS)
+        written = size.parameters * (_BYTES_OF[settings.save_dtype] + checkpoint_bytes_per_weight(self.recipe))
+        return Cost("targets", str(artifact), rows, tokens, written, wall, gpus, "stated")
+
+    def _merged(self, artifact: Artifact) -> Cost:
+        size = self.models["pivot"]
+        if size is None:
+            return Cost("merged", str(artifact), 0, 0.0, 0.0, None, 0.0, "size unknown")
+        read = size.parameters * (2 + _BYTES_OF[self.recipe.targets.save_dtype] * len(artifact.inputs))
+        written = size.parameters * _BYTES_OF[self.recipe.merged.dtype]
+        files = max(1.0, written / (self.recipe.merged.shard_gib * 2**30))
+        wall = read / (MERGED_BYTES_PER_S * min(self.cluster.cpus, files))
+        return Cost("merged", str(artifact), 0, 0.0, written, wall, 0.0, "stated")
+
+    def _report(self, artifact: Artifact) -> Cost:
+        trained = sum(label.startswith("targets/") for label in artifact.inputs) + 1
+        rows = int(self.corpus.rows * self.heldout)
+        tokens = self.corpus.tokens * self.heldout * trained
+        one = self._scoring_s(tokens / trained, self.models["pivot"], "pivot")
+        wall = None if one is None else one * trained
+        rate = "stated" if wall is not None else "size unknown"
+        return Cost("report", str(artifact), rows, tokens, tokens * 12, wall, self._scoring_gpus(), rate)
+
+
+def checkpoint_bytes_per_weight(recipe: Recipe) -> int:
+    """A training checkpoint: Adam's two moments and the master in float32, and the weights in their own type."""
+    return 12 + (2 if recipe.targets.dtype == "bfloat16" else 4)
+
+
+def _earlier(artifact: Artifact) -> Manifest | None:
+    try:
+        return read_manifest(artifact.folder)
+    except FusionRayError:
+        return None
+
+
+def by_stage(costs: list[Cost], side_by_side: dict[str, int]) -> list[Cost]:
+    """Sums over the artifacts of each stage; times are shared by artifacts that run side by side."""
+    sums = []
+    for stage in STAGES:
+        those = [cost for cost in costs if cost.stage == stage and cost.rate != "done"]
+        if not those:
+            continue
+        walls = [cost.wall_s for cost in those]
+        known = [wall for wall in walls if wall is not None]
+        together = max(1, min(side_by_side.get(stage, 1), len(those)))
+        wall = None if len(known) < len(walls) else max(sum(known) / together, max(known))
+        hours = sum(cost.gpu_hours or 0.0 for cost in those)
+        gpus = hours * 3600 / wall if wall else 0.0
+        rates = sorted({cost.rate for cost in those})
+        written = sum(cost.bytes_written for cost in those)
+        tokens = sum(cost.tokens for cost in those)
+        rows = sum(cost.rows for cost in those)
+        sums.append(Cost(stage, f"{len(those)} of {stage}", rows, tokens, written, wall, gpus, ", ".join(rates)))
+    return sums
