@@ -112,9 +112,11 @@ def run(
 def _run(recipe: Path, overrides: list[str], until: str, address: str | None) -> None:
     from fusion_ray import pipeline
     from fusion_ray.recipe import load_recipe
+    from fusion_ray.stopping import stop_on_signals
     from fusion_ray.terminal import closing_lines, live_progress
 
     loaded = load_recipe(recipe, tuple(overrides))
+    stop_on_signals(lambda _: _say_stopped())
     with live_progress(out) as tell:
         pipeline.run(loaded, tell, until=until, address=address)
     if until == "report":
@@ -256,5 +258,10 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped. What was finished is kept; the same command goes on from there.\n")
+        _say_stopped()
         sys.exit(130)
+
+
+def _say_stopped() -> None:
+    out.show_cursor()  # The live lines have hidden it.
+    sys.stderr.write("Stopped. What was finished is kept; the same command goes on from there.\n")

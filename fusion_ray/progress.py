@@ -13,12 +13,14 @@ class Progress:
         done: Units done so far.
         total: Units in all.
         detail: What else is worth seeing on the line: a loss, a rate.
+        shard: The shard that was just finished, where it was one.
     """
 
     what: str
     done: float
     total: float
     detail: str = ""
+    shard: str = ""
 
 
 Tell = Callable[[Progress], None]

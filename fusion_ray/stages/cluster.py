@@ -6,6 +6,8 @@ With pipeline.py and the stages, the only place that imports ray.
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,10 +40,13 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
             "num_cpus": num_cpus,
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
         }
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ClusterError(f"No Ray cluster at '{address}' ({error}). Start one with `ray start --head`.") from error
+    if callable(on_stop) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own handler there.
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()

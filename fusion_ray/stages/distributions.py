@@ -71,7 +71,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
         done_rows += record.rows
         tokens += record.facts["answer_tokens"]
         rate = tokens / (time.monotonic() - started)
-        tell(Progress(str(artifact), done_rows, total_rows, f"{rate:,.0f} answer tokens/s"))
+        tell(Progress(str(artifact), done_rows, total_rows, f"{rate:,.0f} answer tokens/s", record.path))
     order = {shard.path: number for number, shard in enumerate(planned)}
     records.sort(key=lambda record: order[record.path])
     rejected = settle_rejections(artifact, records, recipe.distributions.max_rejected)

@@ -60,7 +60,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
         for result in cluster.stream(todo, work, cpus=recipe.fused.cpus_per_task):
             record = ShardRecord(**result)
             records[record.path] = record
-            tell(Progress(str(artifact), len(records), len(paths)))
+            tell(Progress(str(artifact), len(records), len(paths), shard=record.path))
     ordered = [records[path] for path in paths]
     rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected)
     facts = _sum_facts(ordered) | {"rejected": rejected}

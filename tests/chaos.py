@@ -1,0 +1,281 @@
+"""Random kills at seeded moments over a whole run on a cluster of several nodes; the end must be the same bytes.
+
+    python tests/chaos.py --kills 50 --seed 0        (`make chaos`)
+
+Each round starts from an empty run folder, suffers some of the kills, and is driven until it ends by itself. Who is
+killed, by kind: `driver` the process that drives the run, with its whole group; `actor` a worker process that holds a
+scoring model, or any busy worker where the stage has none; `training` a process of a training group, likewise; `node`
+a worker node with all its processes, and a new one joins; `write` whoever has an unfinished file open.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+KINDS = ("driver", "actor", "training", "node", "write")
+STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
+CONTENT = ("*.parquet", "*.safetensors", "weights.json")
+_NAMES = {"actor": "_Score", "training": "RayTrainWorker"}
+_NODES = 3
+_POLL_S = 0.02
+_MOST_S = 900.0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A kill that is planned: of what kind, in which stage, and how long after the stage was first seen at work."""
+
+    kind: str
+    stage: str
+    delay_s: float
+
+
+@dataclass
+class Outcome:
+    """What became of one round."""
+
+    kills: list[str]
+    starts: int
+    failures: list[str]
+    seconds: float
+    identical: bool
+
+
+def plan_kills(count: int, seed: int) -> list[Kill]:
+    """`count` kills, every kind in every stage as evenly as the count allows, in a random order with random delays."""
+    choice = random.Random(seed)
+    pairs = [(kind, stage) for stage in STAGES for kind in KINDS]
+    picked: list[tuple[str, str]] = []
+    while len(picked) < count:
+        choice.shuffle(pairs)
+        picked += pairs
+    return [Kill(kind, stage, round(choice.uniform(0.0, 1.5), 3)) for kind, stage in picked[:count]]
+
+
+class Nodes:
+    """A Ray of several nodes on this machine; a node can be lost and another comes."""
+
+    def __init__(self, nodes: int = _NODES) -> None:
+        from ray.cluster_utils import Cluster
+
+        folder = tempfile.mkdtemp(prefix="fr")
+        head = {"num_cpus": 0, "object_store_memory": 150 << 20, "include_dashboard": False, "temp_dir": folder}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address: str = self.cluster.address
+        for _ in range(nodes):
+            self.add()
+
+    def add(self) -> None:
+        self.cluster.add_node(num_cpus=1, object_store_memory=150 << 20)
+
+    def workers(self, node: Any) -> list[psutil.Process]:
+        """Processes of a node that are at work now."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        return [process for process in raylet.children(recursive=True) if _is_busy(process)]
+
+    def busy(self) -> list[psutil.Process]:
+        return [process for node in self.cluster.worker_nodes for process in _try(self.workers, node)]
+
+    def lose_one(self, choice: random.Random) -> str:
+        """Lose the busiest node: all its processes are killed at once. Another one joins."""
+        nodes = list(self.cluster.worker_nodes)
+        choice.shuffle(nodes)
+        node = max(nodes, key=lambda node: len(_try(self.workers, node)))
+        names = [_name(process) for process in _try(self.workers, node)]
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.add()
+        return f"node with {', '.join(names) or 'nothing'}"
+
+    def shutdown(self) -> None:
+        self.cluster.shutdown()
+
+
+def _try(function: Callable[[Any], list[psutil.Process]], node: Any) -> list[psutil.Process]:
+    try:
+        return function(node)
+    except (psutil.Error, KeyError):
+        return []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:60]
+    except psutil.Error:
+        return "gone"
+
+
+def _is_busy(process: psutil.Process) -> bool:
+    name = _name(process)
+    return name.startswith("ray::") and not name.startswith("ray::IDLE")
+
+
+class Round:
+    """One run from an empty folder to its end, and the kills that it suffers on the way."""
+
+    def __init__(self, recipe: Path, folder: Path, nodes: Nodes, kills: list[Kill], seed: int) -> None:
+        self.folder = folder
+        self.nodes = nodes
+        self.waiting = list(kills)
+        self.choice = random.Random(seed)
+        self.seen: dict[str, float] = {}
+        self.killed: list[str] = []
+        command = [sys.executable, "-m", "fusion_ray", "run", str(recipe), "--address", nodes.address]
+        self.command = [*command, "--set", f"runs={folder}", "--set", "distributions.actors.max=2"]
+
+    def go(self) -> tuple[int, list[str]]:
+        """Run and kill until the run ends by itself; how often it was started, and with which errors it ended."""
+        started, failures, until = 0, [], time.monotonic() + _MOST_S
+        while True:
+            started += 1
+            with tempfile.TemporaryFile() as output:
+                driver = subprocess.Popen(self.command, stdout=output, stderr=output, start_new_session=True)
+                ended = self._watch(driver, until)
+                output.seek(0)
+                text = output.read().decode()
+            if ended == 0:
+                return started, failures
+            if ended != -signal.SIGKILL:
+                failures.append(f"exit {ended}: {text[-1500:]}")
+            if time.monotonic() > until or len(failures) > 5:
+                raise TimeoutError(f"the run did not end: {self.killed}, {failures}")
+
+    def _watch(self, driver: "subprocess.Popen[bytes]", until: float) -> int:
+        while driver.poll() is None:
+            if time.monotonic() > until:
+                os.killpg(driver.pid, signal.SIGKILL)
+            self._strike(driver)
+            time.sleep(_POLL_S)
+        return int(driver.returncode)
+
+    def _strike(self, driver: "subprocess.Popen[bytes]") -> None:
+        stage = current_stage(self.folder)
+        if stage is None or not any(kill.stage == stage for kill in self.waiting):
+            return
+        if stage not in self.seen and (self.nodes.busy() or stage in ("merged", "report", "corpus")):
+            self.seen[stage] = time.monotonic()
+        for kill in [kill for kill in self.waiting if kill.stage == stage]:
+            if time.monotonic() - self.seen.get(stage, float("inf")) >= kill.delay_s and self._kill(kill, driver):
+                self.waiting.remove(kill)
+                self.seen.pop(stage, None)  # The next kill of this stage waits until it is at work again.
+                return
+
+    def _kill(self, kill: Kill, driver: "subprocess.Popen[bytes]") -> bool:
+        """Do it if there is someone of that kind to kill at this moment."""
+        if kill.kind == "driver":
+            os.killpg(driver.pid, signal.SIGKILL)
+            victim: str | None = "driver"
+        elif kill.kind == "node":
+            victim = self.nodes.lose_one(self.choice)
+        elif kill.kind == "write":
+            victim = self._kill_writer(driver)
+        else:
+            victim = self._kill_worker(_NAMES[kill.kind])
+        if victim is not None:
+            self.killed.append(f"{kill.stage}: {kill.kind}: {victim}")
+        return victim is not None
+
+    def _kill_worker(self, wanted: str) -> str | None:
+        busy = self.nodes.busy()
+        victims = [process for process in busy if wanted in _name(process)] or busy
+        return _end(self.choice.choice(victims)) if victims else None
+
+    def _kill_writer(self, driver: "subprocess.Popen[bytes]") -> str | None:
+        """Kill whoever has a file open that is not whole yet; such a moment is short, so look hard."""
+        for process in [*self.nodes.busy(), psutil.Process(driver.pid)]:
+            with suppress(psutil.Error):
+                for file in process.open_files():
+                    if file.path.endswith(".tmp") or "/.training/" in file.path:
+                        return f"{_end(process)} writing {Path(file.path).name}"
+        return None
+
+
+def _end(process: psutil.Process) -> str:
+    name = _name(process)
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+    return name
+
+
+def current_stage(folder: Path) -> str | None:
+    """The stage that a run is in: of those whose folder is there, the last."""
+    found = [stage for number, stage in enumerate(STAGES, start=1) if list(folder.glob(f"*/{number}_{stage}"))]
+    return found[-1] if found else None
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Hashes of all files that hold results, by their place in the run."""
+    files = sorted(path for pattern in CONTENT for path in folder.rglob(pattern) if ".training" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextmanager
+def cluster() -> Iterator[Nodes]:
+    """Nodes for the time of a `with` block."""
+    nodes = Nodes()
+    try:
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+def suffer(recipe: Path, folder: Path, kills: list[Kill], seed: int, expected: dict[str, str] | None) -> Outcome:
+    """One round on a cluster of its own."""
+    folder.mkdir(parents=True)
+    started = time.monotonic()
+    with cluster() as nodes:
+        there = Round(recipe, folder, nodes, kills, seed)
+        starts, failures = there.go()
+    found = content(folder)
+    same = bool(found) and (expected is None or found == expected)
+    return Outcome(there.killed, starts, failures, round(time.monotonic() - started, 1), same)
+
+
+def main() -> None:
+    """Make the models, run once undisturbed, then in rounds until every planned kill has been done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--per-round", type=int, default=10)
+    parser.add_argument("--results", type=Path, default=Path("bench/results/chaos.jsonl"))
+    arguments = parser.parse_args()
+    from toys import make_toys
+
+    with tempfile.TemporaryDirectory(prefix="chaos") as temporary:
+        toys = make_toys(Path(temporary))
+        quiet = suffer(toys.recipe_path, Path(temporary, "quiet"), [], 0, None)
+        expected = content(Path(temporary, "quiet"))
+        print(f"undisturbed: {quiet.seconds} s, {len(expected)} files", flush=True)
+        planned, done, number, bad = plan_kills(arguments.kills * 2, arguments.seed), 0, 0, 0
+        while done < arguments.kills:
+            number += 1
+            size = min(arguments.per_round, arguments.kills - done)
+            mine, planned = planned[:size], planned[size:]
+            folder = Path(temporary, f"round{number}")
+            outcome = suffer(toys.recipe_path, folder, mine, arguments.seed + number, expected)
+            done += len(outcome.kills)
+            bad += not outcome.identical
+            line = {"round": number, **asdict(outcome), "kinds": Counter(k.split(": ")[1] for k in outcome.kills)}
+            print(json.dumps(line), flush=True)
+            with arguments.results.open("a") as file:
+                file.write(json.dumps({"bench": "chaos", "seed": arguments.seed, **line}) + "\n")
+    print(f"{done} kills in {number} rounds; {bad} rounds ended in other bytes")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
