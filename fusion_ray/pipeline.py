@@ -1,8 +1,6 @@
 """The pipeline from top to bottom: which artifacts a recipe asks for, which are done, and how to make the rest."""
 
-import hashlib
 import importlib
-import json
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -13,6 +11,7 @@ from fusion_ray.recipe import Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, write_bytes
+from fusion_ray.storage.filesystem import absolute, exists, join, locate, stamp, write_bytes
 from fusion_ray.storage.models import ModelFiles, file_hash, find_model
 
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
@@ -244,7 +243,4 @@ def _file_label(recipe: Recipe, uri: str) -> str:
 
 def _content_hash(uri: str) -> str:
     place = locate(uri)
-    if place.is_local:
-        return file_hash(place.path)
-    info = place.filesystem.get_file_info(place.path)
-    return hashlib.sha256(json.dumps([info.size, info.mtime_ns]).encode()).hexdigest()
+    return file_hash(place.path) if place.is_local else stamp(uri)

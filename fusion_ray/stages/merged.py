@@ -62,8 +62,8 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
         config=recipe.merged.model_dump(mode="json"),
     )
     changes = {} if recipe.merged.dtype == "pivot" else config_dtype(DTYPES[recipe.merged.dtype])
-    copy_tokenizer(pivot.folder, artifact.folder)
-    finish_folder(artifact.folder, pivot.folder, card, records, changes)
+    copy_tokenizer(pivot.place, artifact.folder)
+    finish_folder(artifact.folder, pivot.place, card, records, changes)
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
     facts = {"targets": list(plan.targets), "tensors": sum(len(record.tensors) for record in records)}
@@ -74,7 +74,7 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
     merged = recipe.merged
     targets = {target.name: open_checkpoint(model_folder(target)) for target in artifact.inputs.values()}
     return plan_merge(
-        open_checkpoint(artifact.models["pivot"].folder),
+        open_checkpoint(artifact.models["pivot"].place),
         targets,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),

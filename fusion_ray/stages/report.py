@@ -35,7 +35,8 @@ from fusion_ray.stages.report_benchmarks import run_benchmarks
 from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
 from fusion_ray.stages.report_judge import judge_models
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
-from fusion_ray.storage.filesystem import exists, join, local_path, read_bytes, sha256_of_file, write_bytes
+from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
+from fusion_ray.storage.node_cache import fetch_folder
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
@@ -153,7 +154,7 @@ def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: 
     if not todo:
         return records
     settings = recipe.distributions
-    folder = str(local_path(model_folder(model.artifact)))
+    folder = str(fetch_folder(model_folder(model.artifact)))
     tokenizer, rendering = open_reader(recipe.pivot, settings, folder, folder)
     scorer = make_scorer(
         trained_engine(recipe),
@@ -218,7 +219,7 @@ def _make_examples(
     scored = {m.label.removeprefix("source:"): m.artifact for m in models if m.artifact.stage == "distributions"}
     folders = {"pivot": artifact.models["pivot"].folder}
     folders |= {
-        m.label: str(local_path(model_folder(m.artifact))) for m in models if m.artifact.stage != "distributions"
+        m.label: str(fetch_folder(model_folder(m.artifact))) for m in models if m.artifact.stage != "distributions"
     }
     by_name = {label.removeprefix("source:"): shelf for label, shelf in shelves.items()}
     return {

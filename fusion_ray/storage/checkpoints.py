@@ -19,6 +19,7 @@ from fusion_ray.storage.filesystem import exists, join, list_files, locate, read
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_FIRST_READ_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 100 << 20
 _REMOTE_BYTES = 8 << 20
 BYTES_OF = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
@@ -138,11 +139,12 @@ def read_header(uri: str) -> dict[str, StoredTensor]:
     if info.type != fs.FileType.File:
         raise MissingArtifactError(f"{uri}: no such file.")
     with place.filesystem.open_input_file(place.path) as file:
-        head = bytes(file.read(8))
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        # Much at once: a store takes as long for a few bytes, and Arrow cannot retry a refused read of so few.
+        head = bytes(file.read(_FIRST_READ_BYTES))
+        length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
         if not 2 <= length <= min(_MAX_HEADER_BYTES, info.size - 8):
             raise CorruptArtifactError(f"{uri}: not a safetensors file, or cut short within its header.")
-        text = bytes(file.read(length))
+        text = head[8 : 8 + length] + bytes(file.read(max(0, 8 + length - len(head))))
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)

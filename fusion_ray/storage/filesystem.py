@@ -36,10 +36,15 @@ def locate(uri: str) -> Place:
     s3:// means Amazon's, or the store that the environment variable AWS_ENDPOINT_URL names, as for AWS's own tools.
 
     Raises:
-        RecipeError: The scheme is unknown or the store's settings are missing.
+        RecipeError: The scheme is unknown, the store's settings are missing, or there are credentials in the address.
     """
     if "://" not in uri:
         return Place(fs.LocalFileSystem(), str(Path(uri).absolute()))
+    if "@" in uri.partition("://")[2].partition("/")[0]:
+        raise RecipeError(
+            f"{uri.partition('://')[0]}://...: credentials have no place in an address, which is written to manifests "
+            "and logs. Set them in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS)."
+        )
     try:
         filesystem, path = fs.FileSystem.from_uri(uri + _endpoint(uri))
     except (OSError, ValueError, NotImplementedError) as error:
@@ -156,3 +161,31 @@ def sha256_of_file(uri: str) -> str:
     except FileNotFoundError as error:
         raise MissingArtifactError(f"{uri}: no such file.") from error
     return digest.hexdigest()
+
+
+def stamp(uri: str) -> str:
+    """A hash of a file's size and time of change: what a store tells without reading the file.
+
+    Raises:
+        MissingArtifactError: There is no such file.
+    """
+    place = locate(uri)
+    info = place.filesystem.get_file_info(place.path)
+    if info.type != fs.FileType.File:
+        raise MissingArtifactError(f"{uri}: no such file.")
+    return hashlib.sha256(f"{info.size}:{info.mtime_ns}".encode()).hexdigest()
+
+
+def copy_folder(source: str, target: str, names: list[str]) -> None:
+    """Copy named files of a folder to another one, between any two filesystems."""
+    origin, destination = locate(source), locate(target)
+    if destination.is_local:
+        Path(destination.path).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        fs.copy_files(
+            f"{origin.path}/{name}",
+            f"{destination.path}/{name}",
+            origin.filesystem,
+            destination.filesystem,
+            chunk_size=_CHUNK_BYTES,
+        )

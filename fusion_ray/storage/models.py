@@ -1,15 +1,17 @@
-"""Find the files of a model, a local folder or a Hub id, and fingerprint them by content."""
+"""Find the files of a model, a folder here or in a store or a Hub id, and fingerprint them by content."""
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 
 from fusion_ray.errors import RecipeError
-from fusion_ray.storage.filesystem import sha256_of_file
+from fusion_ray.storage.filesystem import join, list_files, sha256_of_file, stamp
+from fusion_ray.storage.node_cache import fetch_folder
 
 _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -18,19 +20,37 @@ _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this machine's disk.
+    """A model: where it was found, and what it is.
 
     Attributes:
         reference: As the recipe names it.
-        folder: Where its files lie.
-        revision: Commit of a Hub model; empty for a local folder.
-        hashes: sha256 by file name: everything that can change what the model computes.
+        place: Where the driver found its files: a folder of its machine, or the URI of one in a store.
+        revision: Commit of a Hub model; else empty.
+        hashes: A hash by file name: everything that can change what the model computes.
     """
 
     reference: str
-    folder: str
+    place: str
     revision: str
     hashes: Mapping[str, str]
+
+    @property
+    def folder(self) -> str:
+        """A folder of this machine that holds the files; a node that has none fetches them first.
+
+        Raises:
+            RecipeError: The model is a folder of another machine.
+        """
+        if not self.place or Path(self.place).is_dir():
+            return self.place
+        if self.revision:
+            return str(_find_on_hub(f"{self.reference.partition('@')[0]}@{self.revision}"))
+        if "://" in self.place:
+            return str(fetch_folder(self.place, _NEEDED))
+        raise RecipeError(
+            f"model '{self.reference}': {self.place} is no folder of this node. On a cluster give a shared folder, a "
+            "folder in a bucket (s3://, gs://) or a Hub id."
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -39,23 +59,39 @@ class ModelFiles:
 
 
 def find_model(reference: str) -> ModelFiles:
-    """Resolve `path`, `org/name` or `org/name@revision` to files on disk, once.
+    """Resolve a folder, the URI of a folder in a store, `org/name` or `org/name@revision` to files, once.
 
     Raises:
         RecipeError: No such folder or Hub model, or a folder without config, tokenizer or safetensors weights.
     """
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        folder, revision = path.absolute(), ""
-    else:
-        folder, revision = _find_on_hub(reference)
-    _check_files(folder, reference)
+    if "://" in reference:
+        return _find_in_store(reference)
+    path, revision = Path(reference).expanduser(), ""
+    if not path.is_dir():
+        path = _find_on_hub(reference)
+        revision = path.name
+    folder = path.absolute()
     files = sorted(file for pattern in _NEEDED for file in folder.glob(pattern) if file.name != "MANIFEST.json")
-    hashes = {file.name: file_hash(file) for file in files}
-    return ModelFiles(reference, str(folder), revision, hashes)
+    _check_files({file.name for file in folder.iterdir()}, str(folder), reference)
+    return ModelFiles(reference, str(folder), revision, {file.name: file_hash(file) for file in files})
 
 
-def _find_on_hub(reference: str) -> tuple[Path, str]:
+def _find_in_store(uri: str) -> ModelFiles:
+    """A model folder in a store: small files by content, weights by size and time: `plan` must not download them."""
+    folder = uri.rstrip("/")
+    names = list_files(folder)
+    if not names:
+        raise RecipeError(f"model '{uri}': nothing there. Expected a folder with config.json, tokenizer and weights.")
+    _check_files(set(names), folder, uri)
+    needed = [name for name in names if any(fnmatch(name, pattern) for pattern in _NEEDED) and name != "MANIFEST.json"]
+    hashes = {
+        name: stamp(join(folder, name)) if name.endswith(".safetensors") else sha256_of_file(join(folder, name))
+        for name in needed
+    }
+    return ModelFiles(uri, folder, "", hashes)
+
+
+def _find_on_hub(reference: str) -> Path:
     name, _, revision = reference.partition("@")
     looks_local = reference.startswith((".", "/", "~")) or reference.count("/") != 1
     if looks_local:
@@ -73,17 +109,17 @@ def _find_on_hub(reference: str) -> tuple[Path, str]:
             f"model '{reference}': neither a folder here nor a model that the Hub gave ({type(error).__name__}). "
             "Check the spelling, your network and access rights, or give a local folder."
         ) from error
-    return folder, folder.name
+    return folder
 
 
-def _check_files(folder: Path, reference: str) -> None:
-    if not (folder / "config.json").is_file():
+def _check_files(names: set[str], folder: str, reference: str) -> None:
+    if "config.json" not in names:
         raise RecipeError(f"model '{reference}': {folder} has no config.json. Expected a Hugging Face model folder.")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not names & set(_TOKENIZER_FILES):
         raise RecipeError(f"model '{reference}': {folder} has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}).")
-    if any(folder.glob("*.safetensors")):
+    if any(name.endswith(".safetensors") for name in names):
         return
-    if any(file for pattern in _PICKLES for file in folder.glob(pattern)):
+    if any(fnmatch(name, pattern) for name in names for pattern in _PICKLES):
         raise RecipeError(
             f"model '{reference}': {folder} holds only pickled weights, which can run code when opened and are "
             "refused. Convert them to safetensors first (save_pretrained of a current Transformers does)."

@@ -1,0 +1,122 @@
+"""Files, shards, manifests and models on an object store: whole or absent, through refusals, credentials apart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from toy_models import byte_level_tokenizer, save_toy
+from toy_store import BUCKET, SECRET, Store, object_store
+
+from fusion_ray.errors import CorruptArtifactError, MissingArtifactError, RecipeError
+from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot
+from fusion_ray.storage.checkpoints import TensorReader, open_checkpoint, read_header
+from fusion_ray.storage.filesystem import copy_folder, delete, exists, join, list_files, locate, read_bytes, write_bytes
+from fusion_ray.storage.models import find_model
+from fusion_ray.storage.node_cache import fetch_folder
+from fusion_ray.storage.shards import find_shard, read_shard, write_shard
+
+ROOT = f"s3://{BUCKET}/runs/toy"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store(refuse_every=20) as store:
+        yield store
+
+
+def test_files_come_back_through_refusals(store: Store) -> None:
+    for number in range(20):
+        write_bytes(f"{ROOT}/files/{number}", bytes([number]) * 100)
+    assert [read_bytes(f"{ROOT}/files/{number}") for number in range(20)] == [bytes([n]) * 100 for n in range(20)]
+    assert len(list_files(f"{ROOT}/files")) == 20
+    assert store.counts().refused >= 2
+    delete(f"{ROOT}/files")
+    assert not list_files(f"{ROOT}/files")
+    with pytest.raises(MissingArtifactError):
+        read_bytes(f"{ROOT}/files/3")
+
+
+def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(store: Store) -> None:
+    table = pa.table({"id": [f"row-{n}" for n in range(500)]})
+    record = write_shard(f"{ROOT}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": {}})
+    assert find_shard(f"{ROOT}/1_corpus", "train/00000.parquet", "abc") == record
+    assert find_shard(f"{ROOT}/1_corpus", "train/00000.parquet", "other") is None
+    artifact = Artifact("corpus", "", f"{ROOT}/1_corpus", {})
+    write_manifest(artifact, seconds=1.0, shards=[record])
+    assert read_shard(artifact.folder, read_manifest(artifact.folder).shards[0]).equals(table)
+    data = bytearray(read_bytes(join(artifact.folder, record.path)))
+    data[len(data) // 2] ^= 1
+    write_bytes(join(artifact.folder, record.path), bytes(data))
+    with pytest.raises(CorruptArtifactError):
+        read_shard(artifact.folder, record)
+    retract_manifest(artifact.folder)
+    assert not exists(join(artifact.folder, "MANIFEST.json"))
+
+
+def test_an_upload_that_breaks_off_leaves_no_object(store: Store) -> None:
+    uri = f"{ROOT}/model/model.safetensors"
+    with pytest.raises(ZeroDivisionError), CheckpointWriter(uri, [Slot("a", "F32", (3_000_000,))]) as writer:
+        import numpy as np
+
+        writer.write(np.ones(2_000_000, dtype=np.float32))
+        raise ZeroDivisionError
+    assert not exists(uri)
+
+
+def test_a_checkpoint_is_written_and_read_by_offset(store: Store) -> None:
+    import numpy as np
+
+    values = np.arange(200_000, dtype=np.float32)
+    with CheckpointWriter(f"{ROOT}/whole/model.safetensors", [Slot("a", "F32", (200_000,))]) as writer:
+        writer.write(values)
+    tensor = read_header(f"{ROOT}/whole/model.safetensors")["a"]
+    with TensorReader() as reader:
+        assert np.array_equal(reader.read(tensor, 1_000, 1_500), values[1_000:1_500])
+    assert open_checkpoint(f"{ROOT}/whole").tensors["a"].size == 200_000
+
+
+def test_a_model_in_a_store_is_fetched_once_a_node(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_RAY_CACHE", str(tmp_path / "cache"))
+    here = save_toy(tmp_path / "pivot", "llama", byte_level_tokenizer())
+    copy_folder(here, f"{ROOT}/pivot", list_files(here))
+    model = find_model(f"{ROOT}/pivot")
+    assert not (tmp_path / "cache").exists(), "finding a model, as `plan` does, must not fetch it"
+    folder = Path(model.folder)
+    needed = {name for name in list_files(here) if name != "MANIFEST.json"}
+    assert {path.name for path in folder.iterdir()} == needed
+    assert all((folder / name).read_bytes() == Path(here, name).read_bytes() for name in needed)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    asked = store.counts().asked
+    assert model.folder == str(folder)
+    assert store.counts().asked - asked < 3 * len(needed) + 10, "nothing is fetched twice"
+    before = model.fingerprint
+    write_bytes(f"{ROOT}/pivot/config.json", read_bytes(f"{ROOT}/pivot/config.json") + b"\n")
+    changed = find_model(f"{ROOT}/pivot")
+    assert changed.fingerprint != before
+    assert changed.folder != str(folder)
+
+
+def test_a_local_folder_needs_no_copy(tmp_path: Path) -> None:
+    assert fetch_folder(str(tmp_path)) == tmp_path
+
+
+def test_a_missing_model_and_one_of_another_machine_are_named(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing there"):
+        find_model(f"s3://{BUCKET}/no/such/model")
+    with pytest.raises(MissingArtifactError):
+        fetch_folder(f"s3://{BUCKET}/no/such/model")
+    here = save_toy(tmp_path / "pivot", "llama", byte_level_tokenizer())
+    model = find_model(here)
+    (tmp_path / "pivot").rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match="no folder of this node"):
+        _ = model.folder
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated(store: Store) -> None:
+    with pytest.raises(RecipeError, match="environment") as error:
+        locate(f"s3://KEY:{SECRET}@{BUCKET}/runs")
+    assert SECRET not in str(error.value)
