@@ -20,7 +20,7 @@ from fusion_ray.storage.shards import find_shard, read_shard, write_shard
 ROOT = f"s3://{BUCKET}/runs/toy"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def store() -> Iterator[Store]:
     with object_store(refuse_every=20) as store:
         yield store
@@ -38,7 +38,7 @@ def test_files_come_back_through_refusals(store: Store) -> None:
         read_bytes(f"{ROOT}/files/3")
 
 
-def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(store: Store) -> None:
+def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen() -> None:
     table = pa.table({"id": [f"row-{n}" for n in range(500)]})
     record = write_shard(f"{ROOT}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": {}})
     assert find_shard(f"{ROOT}/1_corpus", "train/00000.parquet", "abc") == record
@@ -55,7 +55,7 @@ def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(store: Stor
     assert not exists(join(artifact.folder, "MANIFEST.json"))
 
 
-def test_an_upload_that_breaks_off_leaves_no_object(store: Store) -> None:
+def test_an_upload_that_breaks_off_leaves_no_object() -> None:
     uri = f"{ROOT}/model/model.safetensors"
     with pytest.raises(ZeroDivisionError), CheckpointWriter(uri, [Slot("a", "F32", (3_000_000,))]) as writer:
         import numpy as np
@@ -65,7 +65,7 @@ def test_an_upload_that_breaks_off_leaves_no_object(store: Store) -> None:
     assert not exists(uri)
 
 
-def test_a_checkpoint_is_written_and_read_by_offset(store: Store) -> None:
+def test_a_checkpoint_is_written_and_read_by_offset() -> None:
     import numpy as np
 
     values = np.arange(200_000, dtype=np.float32)
@@ -104,7 +104,7 @@ def test_a_local_folder_needs_no_copy(tmp_path: Path) -> None:
     assert fetch_folder(str(tmp_path)) == tmp_path
 
 
-def test_a_missing_model_and_one_of_another_machine_are_named(store: Store, tmp_path: Path) -> None:
+def test_a_missing_model_and_one_of_another_machine_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nothing there"):
         find_model(f"s3://{BUCKET}/no/such/model")
     with pytest.raises(MissingArtifactError):
@@ -116,7 +116,7 @@ def test_a_missing_model_and_one_of_another_machine_are_named(store: Store, tmp_
         _ = model.folder
 
 
-def test_credentials_in_an_address_are_refused_and_not_repeated(store: Store) -> None:
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
     with pytest.raises(RecipeError, match="environment") as error:
         locate(f"s3://KEY:{SECRET}@{BUCKET}/runs")
     assert SECRET not in str(error.value)

@@ -1,0 +1,200 @@
+"""One recipe on clusters: as a job on a head that asks for a token, on a bucket, and through lost nodes and processes.
+
+Every way must end in the bytes of a plain local run.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from chaos import cluster, content, plan_kills, small_recipe, suffer
+from pyarrow import fs
+from toy_store import BUCKET, KEY, SECRET, object_store
+
+from fusion_ray.storage.filesystem import copy_folder, list_files, locate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "a-token-that-only-this-test-knows-0123456789"
+
+
+class Toy(NamedTuple):
+    """A recipe, where it is, and what an undisturbed local run of it leaves."""
+
+    path: Path
+    folder: Path
+    expected: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    folder = tmp_path_factory.mktemp("toy")
+    path = small_recipe(folder)
+    subprocess.run(_command(path, folder / "quiet"), check=True, capture_output=True, timeout=900)
+    expected = content(folder / "quiet")
+    assert len(expected) > 15
+    return Toy(path, folder, expected)
+
+
+def _command(path: Path, runs: Path | str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "fusion_ray", "run", str(path), "--set", f"runs={runs}", *more]
+
+
+# --- a job -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def head() -> Iterator[dict[str, str]]:
+    """`ray start --head` with token authentication and the dashboard on loopback; gives a client's environment."""
+    dashboard, ports = _free_port(), [f"--{name}={_free_port()}" for name in ("port", "dashboard-agent-listen-port")]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=150000000", *ports]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp('fr')}"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 180
+        while subprocess.run([ray, "job", "list"], env=environment, capture_output=True).returncode:
+            assert process.poll() is None
+            assert time.monotonic() < until, "the head did not come up"
+        yield environment
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _submit(environment: dict[str, str], name: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--submission-id", name, "--working-dir", str(ROOT)]
+    command += ["--runtime-env", str(ROOT / "cluster" / "runtime_env.yaml"), "--", *entrypoint]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_a_job_runs_behind_a_token_and_says_what_it_does_in_json(toy: Toy) -> None:
+    with head() as environment:
+        stranger = {key: value for key, value in environment.items() if key != "RAY_AUTH_TOKEN"}
+        stranger["RAY_AUTH_TOKEN_PATH"] = "/dev/null"
+        refused = _submit(stranger | {"RAY_AUTH_TOKEN": "wrong"}, "stranger", "true")
+        assert refused.returncode != 0
+        assert "401" in refused.stderr or "token" in refused.stderr.lower()
+
+        bad = _submit(environment, "bad", sys.executable, "jobs/fuse.py", "no/such/recipe.yaml")
+        assert "exit code 2" in bad.stdout + bad.stderr
+
+        runs = toy.folder / "job"
+        job = [sys.executable, "jobs/fuse.py", str(toy.path), "--set", f"runs={runs}"]
+        done = _submit(environment, "good", *job)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert content(runs) == toy.expected
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"time"')]
+    assert [lines[0]["event"], lines[-1]["event"]] == ["started", "finished"]
+    assert {line["run"] for line in lines[1:]} == {"toy"}
+    told = [line for line in lines if line["event"] == "progress"]
+    assert {line["stage"] for line in told} == {"corpus", "distributions", "fused", "targets", "merged", "report"}
+    scored = {line["shard"] for line in told if line["artifact"] == "distributions/pivot" and line["shard"]}
+    assert len(scored) == len(list((runs / "toy/2_distributions/pivot").rglob("*.parquet")))
+    assert TOKEN not in done.stdout
+    assert not [path for path in runs.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+# --- a bucket --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_bucket_ends_in_the_same_bytes_and_names_no_secret(toy: Toy, tmp_path: Path) -> None:
+    with object_store(refuse_every=50) as store:
+        environment = os.environ | {"FUSION_RAY_CACHE": str(tmp_path / "cache")}
+        command = _command(toy.path, f"s3://{BUCKET}/runs")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert again.stdout.count("done before") >= 6
+        copy_folder(f"s3://{BUCKET}/runs", str(tmp_path / "copy"), _fetchable(f"s3://{BUCKET}/runs", tmp_path))
+        assert store.counts().refused > 3
+    assert content(tmp_path / "copy") == toy.expected
+    texts = [done.stdout + done.stderr, *(p.read_bytes().decode(errors="ignore") for p in _files(tmp_path / "copy"))]
+    assert not [text for text in texts if SECRET in text or KEY in text]
+    names = {path.name for path in _files(tmp_path / "copy")}
+    assert {"MANIFEST.json", "report.html", "report.json", "config.json", "recipe.json"} <= names
+
+
+def _fetchable(uri: str, target: Path) -> list[str]:
+    names = list_files(uri, recursive=True)
+    for name in names:
+        (target / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+    return names
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_models_and_chats_in_a_bucket_are_scored_as_local_ones_are(toy: Toy, tmp_path: Path) -> None:
+    data = json.loads(toy.path.read_text())
+    with object_store() as store:
+        for model in (data["pivot"], *data["sources"]):
+            here = model["model"]
+            model["model"] = f"s3://{BUCKET}/models/{Path(here).name}"
+            copy_folder(here, model["model"], list_files(here))
+        place = locate(f"s3://{BUCKET}/chats.jsonl")
+        fs.copy_files(data["corpus"]["path"], place.path, fs.LocalFileSystem(), place.filesystem)
+        data["corpus"]["path"] = f"s3://{BUCKET}/chats.jsonl"
+        path = tmp_path / "bucket.json"
+        path.write_text(json.dumps(data))
+        environment = os.environ | {"FUSION_RAY_CACHE": str(tmp_path / "cache")} | store.environment
+        command = _command(path, tmp_path / "runs", "--until", "distributions")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("pivot", "math"):
+        there = _nll(toy.folder / "quiet" / "toy" / "2_distributions" / name)
+        assert _nll(tmp_path / "runs" / "toy" / "2_distributions" / name) == there
+    assert len(list((tmp_path / "cache" / "folders").iterdir())) == 2
+
+
+def _nll(folder: Path) -> float:
+    return float(json.loads((folder / "MANIFEST.json").read_text())["facts"]["nll_nats"])
+
+
+# --- lost nodes and processes ----------------------------------------------------------------------------------
+
+
+def test_labels_decide_where_models_are_loaded(toy: Toy) -> None:
+    with cluster(labels=[{"pool": "cpu"}, {"pool": "score"}, {"pool": "train"}]) as nodes:
+        more = ["--address", nodes.address, "--set", "distributions.nodes=pool=score"]
+        more += ["--set", "targets.nodes=pool=train", "--until", "targets"]
+        seen: dict[str, set[str]] = {}
+        driver = subprocess.Popen(_command(toy.path, toy.folder / "labels", *more), stdout=subprocess.DEVNULL)
+        while driver.poll() is None:
+            for label, names in nodes.names_by_label("pool").items():
+                seen.setdefault(label, set()).update(names)
+            time.sleep(0.05)
+        assert driver.returncode == 0
+
+        def holds(label: str, what: str) -> bool:
+            return any(what in name for name in seen[label])
+
+        assert [holds(label, "_Score") for label in ("cpu", "score", "train")] == [False, True, False]
+        assert [holds(label, "RayTrainWorker") for label in ("cpu", "score", "train")] == [False, False, True]
+
+
+def test_four_seeded_kills_of_processes_and_nodes_change_no_byte(toy: Toy) -> None:
+    kills = plan_kills(4, seed=3)
+    assert len({kill.stage for kill in kills}) > 1
+    outcome = suffer(toy.path, toy.folder / "chaos", kills, 3, toy.expected)
+    assert len(outcome.kills) >= 3, outcome
+    assert outcome.identical, outcome
