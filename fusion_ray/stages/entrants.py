@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from fusion_ray.recipe import Engine, Model, OpenAIEngine, Recipe, TransformersEngine, VllmEngine
 from fusion_ray.storage.artifacts import Artifact, model_folder
-from fusion_ray.storage.filesystem import local_path
+from fusion_ray.storage.node_cache import fetch_folder
 
 
 class Entrant(NamedTuple):
@@ -40,7 +40,7 @@ def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact])
             engine = model.engine or recipe.distributions.engine
             entrants.append(Entrant(label, model, files.folder, files.fingerprint, engine))
         else:
-            folder = str(local_path(model_folder(artifact)))
+            folder = str(fetch_folder(model_folder(artifact)))
             entrants.append(Entrant(label, recipe.pivot, folder, artifact.fingerprint, trained_engine(recipe)))
     return entrants
 
