@@ -10,8 +10,7 @@ from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.recipe import Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
-from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, write_bytes
-from fusion_ray.storage.filesystem import absolute, exists, join, locate, stamp, write_bytes
+from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, stamp, write_bytes
 from fusion_ray.storage.models import ModelFiles, file_hash, find_model
 
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
