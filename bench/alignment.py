@@ -45,10 +45,14 @@ TOP_K = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["laws", "speed", "modes"], choices=["laws", "speed", "modes"])
-    for part in parser.parse_args().parts:
-        {"laws": measure_laws, "speed": measure_speed, "modes": measure_modes}[part]()
+    measures = {"laws": measure_laws, "speed": measure_speed, "modes": measure_modes}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(measures))
+    parts = parser.parse_args().parts or list(measures)
+    if unknown := set(parts) - set(measures):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(measures)}")
+    for part in parts:
+        measures[part]()
 
 
 def measure_laws() -> None:
