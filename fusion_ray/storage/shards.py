@@ -48,13 +48,30 @@ def write_shard(
 ) -> ShardRecord:
     """Write one shard whole or not at all; equal inputs give equal bytes."""
     facts = dict(facts or {})
-    footer = json.dumps({"fingerprint": fingerprint, "facts": facts}, sort_keys=True)
-    table = table.replace_schema_metadata({_FOOTER_KEY: footer.encode()})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=3, use_dictionary=True)
-    data = buffer.getvalue()
+    data = _encode(table, json.dumps({"fingerprint": fingerprint, "facts": facts}, sort_keys=True))
     write_bytes(join(folder, path), data)
     return ShardRecord(path, table.num_rows, len(data), hashlib.sha256(data).hexdigest(), facts)
+
+
+def _encode(table: pa.Table, footer: str) -> bytes:
+    """The bytes of a shard; pages carry checksums, for a resumed run has no manifest yet that would know the file's."""
+    buffer = io.BytesIO()
+    schema = pa.schema([_as_read(field) for field in table.schema], {_FOOTER_KEY: footer.encode()})
+    table = table.cast(schema)
+    pq.write_table(
+        table, buffer, compression="zstd", compression_level=3, use_dictionary=True, write_page_checksum=True
+    )
+    return buffer.getvalue()
+
+
+def _as_read(field: pa.Field) -> pa.Field:
+    """The field as Parquet gives it back, so that a shard that is read and written again has the same bytes."""
+    kind = field.type
+    if pa.types.is_list(kind):
+        kind = pa.list_(_as_read(kind.value_field.with_name("element")))
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([_as_read(kind.field(number)) for number in range(kind.num_fields)])
+    return field.with_type(kind).remove_metadata()
 
 
 def find_shard(folder: str, path: str, fingerprint: str) -> ShardRecord | None:
@@ -64,9 +81,12 @@ def find_shard(folder: str, path: str, fingerprint: str) -> ShardRecord | None:
         return None
     try:
         data = read_bytes(uri)
-        parquet = pq.ParquetFile(pa.BufferReader(data))
-        footer = json.loads(parquet.schema_arrow.metadata[_FOOTER_KEY])
-        parquet.read()  # A bad page would be found only here: a damaged shard counts as not made.
+        parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        text = parquet.schema_arrow.metadata[_FOOTER_KEY].decode()
+        footer = json.loads(text)
+        # A damaged shard counts as not made: pages have checksums, and what lies around them is made anew to compare.
+        if _encode(parquet.read(), text) != data:
+            return None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MissingArtifactError):
         return None
     if footer.get("fingerprint") != fingerprint:

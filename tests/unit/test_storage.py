@@ -64,6 +64,27 @@ def test_every_flipped_bit_is_found_before_use(tmp_path: Path) -> None:
             read_shard(str(tmp_path), record)
 
 
+def test_a_shard_that_was_damaged_before_its_manifest_was_written_counts_as_not_made(tmp_path: Path) -> None:
+    import toy_fused
+
+    tables = {"texts.parquet": TABLE, "fused.parquet": toy_fused.toy_fused(60)}
+    chooser = random.Random(1)
+    for name, table in tables.items():
+        record = write_shard(str(tmp_path), name, table, "f1", {"rejected": {}, "answer_tokens": 7})
+        data = (tmp_path / name).read_bytes()
+        assert find_shard(str(tmp_path), name, "f1") == record
+        for _ in range(100):
+            flipped = bytearray(data)
+            flipped[chooser.randrange(len(data))] ^= 1 << chooser.randrange(8)
+            (tmp_path / name).write_bytes(bytes(flipped))
+            assert find_shard(str(tmp_path), name, "f1") is None
+        for _ in range(20):
+            (tmp_path / name).write_bytes(data[: chooser.randrange(len(data))])
+            assert find_shard(str(tmp_path), name, "f1") is None
+        (tmp_path / name).write_bytes(data)
+        assert find_shard(str(tmp_path), name, "f1") == record
+
+
 def test_the_peak_is_the_most_memory_held_since_it_was_forgotten() -> None:
     forget_peak()
     before = read_peak()
