@@ -79,6 +79,18 @@ def plan_kills(count: int, seed: int) -> list[Kill]:
     return [Kill(kind, stage, round(choice.uniform(0.0, 1.5), 3)) for kind, stage in picked[:count]]
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start something of Ray's again when it did not come up within its 30 s, as happens on a busy machine."""
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:  # Ray raises a bare Exception.
+            if "timed out during startup" not in str(error):
+                raise
+            last = error
+    raise last
+
+
 class Nodes:
     """A Ray of several nodes on this machine; a node can be lost and another comes."""
 
@@ -87,12 +99,13 @@ class Nodes:
 
         folder = tempfile.mkdtemp(prefix="fr")
         head = {"num_cpus": 0, "object_store_memory": 150 << 20, "include_dashboard": False, "temp_dir": folder}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self.cluster.address
         self.labelled = [(self.add(labels_), labels_) for labels_ in labels or [{}] * _NODES]
 
     def add(self, labels: dict[str, str] | None = None) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=150 << 20, labels=labels or {})
+        args = {"num_cpus": 1, "object_store_memory": 150 << 20, "labels": labels or {}}
+        return patiently(lambda: self.cluster.add_node(**args))
 
     def names_by_label(self, key: str) -> dict[str, list[str]]:
         """What is at work now on the nodes that carry each value of a label."""

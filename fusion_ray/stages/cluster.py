@@ -45,6 +45,11 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
         ray.init(address=address, **options)
     except ConnectionError as error:
         raise ClusterError(f"No Ray cluster at '{address}' ({error}). Start one with `ray start --head`.") from error
+    except Exception as error:  # Ray raises bare exceptions where its processes do not come up.
+        raise ClusterError(
+            f"Ray did not start at '{address}': {error} A machine that is busy or short of memory is the usual cause; "
+            "run again, the logs lie in /tmp/ray."
+        ) from error
     if callable(on_stop) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own handler there.
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from chaos import cluster, content, plan_kills, small_recipe, suffer
+from chaos import cluster, content, patiently, plan_kills, small_recipe, suffer
 from pyarrow import fs
 from toy_store import BUCKET, KEY, SECRET, object_store
 
@@ -24,6 +24,7 @@ from fusion_ray.storage.filesystem import copy_folder, list_files, locate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = "a-token-that-only-this-test-knows-0123456789"
 
 
@@ -39,7 +40,7 @@ class Toy(NamedTuple):
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     folder = tmp_path_factory.mktemp("toy")
     path = small_recipe(folder)
-    subprocess.run(_command(path, folder / "quiet"), check=True, capture_output=True, timeout=900)
+    _run(_command(path, folder / "quiet"))
     expected = content(folder / "quiet")
     assert len(expected) > 15
     return Toy(path, folder, expected)
@@ -49,28 +50,44 @@ def _command(path: Path, runs: Path | str, *more: str) -> list[str]:
     return [sys.executable, "-m", "fusion_ray", "run", str(path), "--set", f"runs={runs}", *more]
 
 
+def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; Ray that did not come up on a busy machine (exit 6) is started again."""
+    for _ in range(4):
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1200)
+        if done.returncode != 6:
+            break
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done
+
+
 # --- a job -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def head() -> Iterator[dict[str, str]]:
     """`ray start --head` with token authentication and the dashboard on loopback; gives a client's environment."""
-    dashboard, ports = _free_port(), [f"--{name}={_free_port()}" for name in ("port", "dashboard-agent-listen-port")]
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=150000000", *ports]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp('fr')}"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    process, dashboard = patiently(lambda: _start_head(environment))
     try:
-        until = time.monotonic() + 180
-        while subprocess.run([ray, "job", "list"], env=environment, capture_output=True).returncode:
-            assert process.poll() is None
-            assert time.monotonic() < until, "the head did not come up"
-        yield environment
+        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _start_head(environment: dict[str, str]) -> "tuple[subprocess.Popen[bytes], int]":
+    dashboard, ports = _free_port(), [f"--{name}={_free_port()}" for name in ("port", "dashboard-agent-listen-port")]
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=150000000", *ports]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp('fr')}"]
+    with tempfile.NamedTemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
+        until = time.monotonic() + 240
+        while "Ray runtime started" not in (text := Path(said.name).read_text()):
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                raise RuntimeError(text or "timed out during startup")
+            time.sleep(0.5)
+    return process, dashboard
 
 
 def _free_port() -> int:
@@ -80,17 +97,14 @@ def _free_port() -> int:
 
 
 def _submit(environment: dict[str, str], name: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "job", "submit", "--submission-id", name, "--working-dir", str(ROOT)]
+    command = [RAY, "job", "submit", "--submission-id", name, "--working-dir", str(ROOT)]
     command += ["--runtime-env", str(ROOT / "cluster" / "runtime_env.yaml"), "--", *entrypoint]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def test_a_job_runs_behind_a_token_and_says_what_it_does_in_json(toy: Toy) -> None:
     with head() as environment:
-        stranger = {key: value for key, value in environment.items() if key != "RAY_AUTH_TOKEN"}
-        stranger["RAY_AUTH_TOKEN_PATH"] = "/dev/null"
-        refused = _submit(stranger | {"RAY_AUTH_TOKEN": "wrong"}, "stranger", "true")
+        refused = _submit(environment | {"RAY_AUTH_TOKEN": "wrong"}, "stranger", "true")
         assert refused.returncode != 0
         assert "401" in refused.stderr or "token" in refused.stderr.lower()
 
@@ -118,17 +132,16 @@ def test_a_job_runs_behind_a_token_and_says_what_it_does_in_json(toy: Toy) -> No
 
 def test_a_run_in_a_bucket_ends_in_the_same_bytes_and_names_no_secret(toy: Toy, tmp_path: Path) -> None:
     with object_store(refuse_every=50) as store:
-        environment = os.environ | {"FUSION_RAY_CACHE": str(tmp_path / "cache")}
+        environment = {"FUSION_RAY_CACHE": str(tmp_path / "cache"), "HF_TOKEN": SECRET[::-1]}
         command = _command(toy.path, f"s3://{BUCKET}/runs")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr[-3000:]
-        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = _run(command, **environment)
+        again = _run(command, **environment)
         assert again.stdout.count("done before") >= 6
         copy_folder(f"s3://{BUCKET}/runs", str(tmp_path / "copy"), _fetchable(f"s3://{BUCKET}/runs", tmp_path))
         assert store.counts().refused > 3
     assert content(tmp_path / "copy") == toy.expected
     texts = [done.stdout + done.stderr, *(p.read_bytes().decode(errors="ignore") for p in _files(tmp_path / "copy"))]
-    assert not [text for text in texts if SECRET in text or KEY in text]
+    assert not [text for text in texts for secret in (SECRET, KEY, SECRET[::-1]) if secret in text]
     names = {path.name for path in _files(tmp_path / "copy")}
     assert {"MANIFEST.json", "report.html", "report.json", "config.json", "recipe.json"} <= names
 
@@ -156,10 +169,8 @@ def test_models_and_chats_in_a_bucket_are_scored_as_local_ones_are(toy: Toy, tmp
         data["corpus"]["path"] = f"s3://{BUCKET}/chats.jsonl"
         path = tmp_path / "bucket.json"
         path.write_text(json.dumps(data))
-        environment = os.environ | {"FUSION_RAY_CACHE": str(tmp_path / "cache")} | store.environment
         command = _command(path, tmp_path / "runs", "--until", "distributions")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr[-3000:]
+        _run(command, FUSION_RAY_CACHE=str(tmp_path / "cache"), **store.environment)
     for name in ("pivot", "math"):
         there = _nll(toy.folder / "quiet" / "toy" / "2_distributions" / name)
         assert _nll(tmp_path / "runs" / "toy" / "2_distributions" / name) == there
