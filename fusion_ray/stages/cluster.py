@@ -19,6 +19,7 @@ from fusion_ray.errors import ClusterError, FusionRayError
 from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
+_WITHOUT_END = 1e6
 
 
 def connect(address: str | None = None, num_cpus: int | None = None) -> None:
@@ -62,8 +63,8 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
 
 
 def total(resource: str) -> float:
-    """How much of a resource (`CPU`, `GPU`) the cluster has now, whoever uses it."""
-    return float(ray.cluster_resources().get(resource, 0.0))
+    """How much of a resource (`CPU`, `GPU`) the cluster has now, whoever uses it; very much where it may grow."""
+    return _WITHOUT_END if can_autoscale() else float(ray.cluster_resources().get(resource, 0.0))
 
 
 def largest_node(resource: str) -> float:
@@ -72,7 +73,10 @@ def largest_node(resource: str) -> float:
 
 
 def can_autoscale() -> bool:
-    """Whether the cluster may grow beyond what it has now."""
+    """Whether the cluster may grow: its head carries the resource `autoscaling_head`, or RAY_AUTOSCALING is set.
+
+    Ray itself does not tell a driver whether an autoscaler is there.
+    """
     return bool(os.environ.get("RAY_AUTOSCALING") or ray.cluster_resources().get("autoscaling_head"))
 
 

@@ -101,6 +101,8 @@ def _measure(plan: MergePlan, known: Squares, artifact: Artifact, tell: Tell) ->
 
 def _threads(tasks: int) -> int:
     """Threads of each task where there are fewer tasks than CPUs; a task stays on one node."""
+    if cluster.can_autoscale():  # Its largest node may be one with GPUs, which this stage must not ask for.
+        return 1
     return max(1, int(min(cluster.total("CPU") // max(1, tasks), cluster.largest_node("CPU"))))
 
 

@@ -5,27 +5,22 @@ Every way must end in the bytes of a plain local run.
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from chaos import cluster, content, patiently, plan_kills, small_recipe, suffer
+from chaos import cluster, content, plan_kills, small_recipe, suffer
 from pyarrow import fs
+from toy_head import RAY, TOKEN, head
 from toy_store import BUCKET, KEY, SECRET, object_store
 
 from fusion_ray.storage.filesystem import copy_folder, list_files, locate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
-TOKEN = "a-token-that-only-this-test-knows-0123456789"
 
 
 class Toy(NamedTuple):
@@ -61,39 +56,6 @@ def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[
 
 
 # --- a job -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def head() -> Iterator[dict[str, str]]:
-    """`ray start --head` with token authentication and the dashboard on loopback; gives a client's environment."""
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-    process, dashboard = patiently(lambda: _start_head(environment))
-    try:
-        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _start_head(environment: dict[str, str]) -> "tuple[subprocess.Popen[bytes], int]":
-    dashboard, ports = _free_port(), [f"--{name}={_free_port()}" for name in ("port", "dashboard-agent-listen-port")]
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=150000000", *ports]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={tempfile.mkdtemp('fr')}"]
-    with tempfile.NamedTemporaryFile() as said:
-        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
-        until = time.monotonic() + 240
-        while "Ray runtime started" not in (text := Path(said.name).read_text()):
-            if process.poll() is not None or time.monotonic() > until:
-                process.kill()
-                raise RuntimeError(text or "timed out during startup")
-            time.sleep(0.5)
-    return process, dashboard
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _submit(environment: dict[str, str], name: str, *entrypoint: str) -> subprocess.CompletedProcess[str]:

@@ -99,10 +99,11 @@ def test_pools_start_at_zero_and_the_head_computes_nothing(name: str) -> None:
     assert {pool.label for pool in pools(name)} == {"cpu", "score", "train"}
     if name in LAUNCHERS:
         file = launcher(name)
-        assert file["available_node_types"][file["head_node_type"]]["resources"] == {"CPU": 0}
+        assert file["available_node_types"][file["head_node_type"]]["resources"] == {"CPU": 0, "autoscaling_head": 1}
         assert "min_workers" not in file["available_node_types"]["head"]
     else:
         assert ray_cluster(name)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        assert ray_cluster(name)["headGroupSpec"]["resources"] == {"autoscaling_head": "1"}
         assert ray_cluster(name)["enableInTreeAutoscaling"] is True
 
 
