@@ -25,7 +25,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help setup demo test test-all lint bench docs clean
+.PHONY: help setup demo test test-all lint bench chaos docs clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -59,6 +59,9 @@ bench: setup ## Every benchmark; `make bench-alignment` runs one
 
 bench-%: setup
 	$(BIN)/python bench/$*.py
+
+chaos: setup ## Fifty seeded kills over all stages; every run must end in the same bytes
+	$(BIN)/python tests/chaos.py --kills 50 --seed 0
 
 docs: setup ## Regenerate the command output in README and docs
 	$(BIN)/cog -r README.md docs/*.md

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion_ray.errors import NonFiniteError
 from fusion_ray.storage.checkpoints import BYTES_OF, INDEX, SINGLE, StoredTensor, from_float32
-from fusion_ray.storage.filesystem import join, locate, write_bytes
+from fusion_ray.storage.filesystem import join, locate, naming_a_full_disk, write_bytes
 
 
 class Slot(NamedTuple):
@@ -69,9 +69,10 @@ class CheckpointWriter:
             self._stream.write(data)
             return
         left = memoryview(data)
-        while left:
-            written = os.pwrite(self._file, left, start)
-            left, start = left[written:], start + written
+        with naming_a_full_disk(self.uri):
+            while left:
+                written = os.pwrite(self._file, left, start)
+                left, start = left[written:], start + written
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -86,7 +87,8 @@ class CheckpointWriter:
         if self._stream is not None:
             self._stream.close()
             return
-        os.fsync(self._file)
+        with naming_a_full_disk(self.uri):
+            os.fsync(self._file)
         os.close(self._file)
         Path(self._path).replace(self._place.path)
 

@@ -4,16 +4,19 @@ A file appears whole or not at all: locally by writing beside it, fsync and rena
 store's own rule that an object exists once its upload is complete.
 """
 
+import errno
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from pyarrow import fs
 
-from fusion_ray.errors import MissingArtifactError, RecipeError
+from fusion_ray.errors import ArtifactError, MissingArtifactError, RecipeError
 
 _CHUNK_BYTES = 8 << 20
 
@@ -121,23 +124,42 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file so that readers see all of it or none."""
+    """Write a whole file so that readers see all of it or none.
+
+    Raises:
+        ArtifactError: The disk is full.
+    """
     place = locate(uri)
     if not place.is_local:
         with place.filesystem.open_output_stream(place.path) as stream:
             stream.write(data)
         return
     target = Path(place.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with naming_a_full_disk(uri):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_a_full_disk(uri: str) -> Iterator[None]:
+    """Raise an ArtifactError that says what to do where the block finds the disk, or the user's share of it, full."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ArtifactError(
+            f"{uri}: the disk is full ({error.strerror}). Nothing half-written is left and what was finished stays: "
+            "free space, or copy the run folder to a larger disk and set `runs`, then run again to go on."
+        ) from error
 
 
 def delete(uri: str) -> None:

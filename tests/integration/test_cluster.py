@@ -5,6 +5,7 @@ Every way must end in the bytes of a plain local run.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from chaos import cluster, content, plan_kills, small_recipe, suffer
 from pyarrow import fs
+from small_disk import small_disk
 from toy_head import RAY, TOKEN, head
 from toy_store import BUCKET, KEY, SECRET, object_store
 
@@ -171,3 +173,29 @@ def test_four_seeded_kills_of_processes_and_nodes_change_no_byte(toy: Toy) -> No
     outcome = suffer(toy.path, toy.folder / "chaos", kills, 3, toy.expected)
     assert len(outcome.kills) >= 3, outcome
     assert outcome.identical, outcome
+
+
+def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(toy: Toy) -> None:
+    needed = sum(path.stat().st_size for path in _files(toy.folder / "quiet")) >> 10
+    with small_disk(toy.folder / "disk", needed // 2) as disk:
+        command = _command(toy.path, disk.folder / "runs")
+        stopped = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+        assert stopped.returncode in (3, 5), stopped.stderr[-3000:]
+        assert re.search("disk is full|No space left on device", stopped.stderr)
+        disk.grow(20 * needed)
+        _run(command)
+        assert content(disk.folder / "runs") == toy.expected
+
+
+def test_results_larger_than_the_object_store_come_through_it() -> None:
+    """Ray spills to disk what its store of 78 MiB, the smallest it allows, cannot hold."""
+    script = """
+import ray
+from fusion_ray.stages import cluster
+ray.init(address="local", num_cpus=2, object_store_memory=78 << 20, include_dashboard=False)
+work = lambda number: {"number": number, "text": str(number) * (30 << 20)}
+found = {result["number"]: len(result["text"]) for result in cluster.stream(list(range(8)), work, cpus=1)}
+assert found == {number: 30 << 20 for number in range(8)}, found
+print("through", len(found))
+"""
+    assert "through" in _run([sys.executable, "-c", script]).stdout
