@@ -61,6 +61,10 @@ targets:
 
 merged:
   method: {{kind: varm, granularity: matrix}}
+
+# For the report, if you like (docs/report.md): a judge in the manner of MT-Bench, and lm-evaluation-harness.
+# judge: {{base_url: http://localhost:8000/v1, model: NAME, questions: question.jsonl}}
+# evaluate: {{tasks: [arc_easy]}}
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
-from fusion_ray import cli
+from fusion_ray import cli, pipeline
 from fusion_ray.recipe import load_recipe
 
 
@@ -76,6 +76,29 @@ def test_a_plan_before_the_first_run_has_everything_to_do(
         "corpus", "distributions/pivot", "distributions/math", "fused/math", "targets/math", "targets/sft", "merged",
         "report",
     ]  # fmt: skip
+
+
+def test_judge_and_benchmarks_make_only_the_report_stale_and_only_by_what_they_are(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = tmp_path / "q.jsonl"
+    judge = {"base_url": "http://one/v1", "model": "large", "questions": str(questions)}
+    task = {"kind": "gold_answer", "name": "gold", "path": str(questions)}
+    path = write_recipe(models, tmp_path, judge=judge, evaluate={"tasks": [task]})
+    assert invoke(monkeypatch, "run", str(path)) == 2
+    assert f"judge.questions: no file {questions}" in capsys.readouterr().err
+    assert {str(s.artifact): s.state for s in pipeline.plan(load_recipe(path))}["report"] == "blocked"
+
+    def prints(*overrides: str) -> dict[str, str]:
+        return {str(a): a.fingerprint for a in pipeline.graph(load_recipe(path, overrides))}
+
+    questions.write_text("{}\n")
+    before = prints()
+    assert prints("judge.base_url=http://two/v1", "judge.retries=9", "evaluate.batch_size=2") == before
+    for changed in ({"judge.model=other"}, {"evaluate.few_shot=3"}, set()):
+        questions.write_text("{}\n" if changed else "[]\n")
+        after = prints(*changed)
+        assert {name for name in before if before[name] != after[name]} == {"report"}
 
 
 def test_init_writes_a_recipe_that_opens_and_names_what_it_saw(
