@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from fusion_ray.recipe import Engine, Model, OpenAIEngine, Recipe, TransformersEngine, VllmEngine
 from fusion_ray.storage.artifacts import Artifact, model_folder
-from fusion_ray.storage.node_cache import fetch_folder
+from fusion_ray.storage.models import ModelFiles, trained_model
 
 
 class Entrant(NamedTuple):
@@ -13,16 +13,21 @@ class Entrant(NamedTuple):
     Attributes:
         label: Its name in report.json.
         model: Its part of the recipe; trained models have the pivot's.
-        folder: Where its files lie.
+        files: Where its files lie.
         fingerprint: Changes when the model does.
         engine: What runs it.
     """
 
     label: str
     model: Model
-    folder: str
+    files: ModelFiles
     fingerprint: str
     engine: Engine
+
+    @property
+    def folder(self) -> str:
+        """A folder of the node that asks."""
+        return self.files.folder
 
 
 def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact]) -> list[Entrant]:
@@ -38,10 +43,10 @@ def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact])
         if artifact.stage == "distributions":
             model, files = recipe.models()[artifact.name], report.models[artifact.name]
             engine = model.engine or recipe.distributions.engine
-            entrants.append(Entrant(label, model, files.folder, files.fingerprint, engine))
+            entrants.append(Entrant(label, model, files, files.fingerprint, engine))
         else:
-            folder = str(fetch_folder(model_folder(artifact)))
-            entrants.append(Entrant(label, recipe.pivot, folder, artifact.fingerprint, trained_engine(recipe)))
+            trained = trained_model(label, model_folder(artifact))
+            entrants.append(Entrant(label, recipe.pivot, trained, artifact.fingerprint, trained_engine(recipe)))
     return entrants
 
 

@@ -27,6 +27,7 @@ from fusion_ray.stages import cluster
 from fusion_ray.stages.board import open_board, put_on, read_board
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
+from fusion_ray.storage.models import ModelFiles
 from fusion_ray.storage.shards import ShardRecord, read_shard
 
 LEARNED = "learned.json"
@@ -66,11 +67,11 @@ def _learn(
     begin = _begin(squares, plan, method)
     board = open_board()
 
-    def learn(folder: str) -> dict[str, Any]:
+    def learn(pivot: ModelFiles) -> dict[str, Any]:
         torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
         device = "cuda" if settings.gpus_per_worker else "cpu"
         trust = recipe.pivot.trust_remote_code
-        mixture = Mixture(folder, jobs, settings, device=device, trust_remote_code=trust)
+        mixture = Mixture(pivot.folder, jobs, settings, device=device, trust_remote_code=trust)
         train, validation = (
             TrainingRows(_sample(artifact, split, method), max_length=settings.max_length)
             for split in ("train", "validation")
@@ -84,8 +85,9 @@ def _learn(
         return {"points": [asdict(point) for point in points]}
 
     tell(Progress(str(artifact), 0, method.steps, "learning weights"))
-    pivot = artifact.models["pivot"].folder
-    (result,) = cluster.stream([pivot], learn, cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)
+    (result,) = cluster.stream(
+        [artifact.models["pivot"]], learn, cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker
+    )
     read_board(board, tell)
     return [_point(point) for point in result["points"]]
 

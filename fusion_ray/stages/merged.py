@@ -74,7 +74,7 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
     merged = recipe.merged
     targets = {target.name: open_checkpoint(model_folder(target)) for target in artifact.inputs.values()}
     return plan_merge(
-        open_checkpoint(artifact.models["pivot"].place),
+        open_checkpoint(artifact.models["pivot"].readable),
         targets,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),
@@ -90,6 +90,7 @@ def _measure(plan: MergePlan, known: Squares, artifact: Artifact, tell: Tell) ->
     threads = _threads(len(works))
 
     def measure(work: Measuring) -> dict[str, Any]:
+        _ = artifact.models["pivot"].readable
         return {"name": work.file.name, "squares": measure_file(plan, work, threads)}
 
     found = []
@@ -110,6 +111,7 @@ def _write(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[FileRecord]:
     threads = _threads(len(plan.files))
 
     def write(file: OutputFile) -> dict[str, Any]:
+        _ = artifact.models["pivot"].readable
         return write_file(plan, file, artifact.folder, threads).__dict__
 
     records = []

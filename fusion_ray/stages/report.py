@@ -36,7 +36,7 @@ from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
 from fusion_ray.stages.report_judge import judge_models
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
-from fusion_ray.storage.node_cache import fetch_folder
+from fusion_ray.storage.models import trained_model
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
@@ -154,7 +154,7 @@ def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: 
     if not todo:
         return records
     settings = recipe.distributions
-    folder = str(fetch_folder(model_folder(model.artifact)))
+    folder = trained_model(model.label, model_folder(model.artifact)).folder
     tokenizer, rendering = open_reader(recipe.pivot, settings, folder, folder)
     scorer = make_scorer(
         trained_engine(recipe),
@@ -217,13 +217,12 @@ def _make_examples(
 ) -> dict[str, Any]:
     shelves = {model.label: Shelf(model.folder, model.records) for model in models}
     scored = {m.label.removeprefix("source:"): m.artifact for m in models if m.artifact.stage == "distributions"}
-    folders = {"pivot": artifact.models["pivot"].folder}
-    folders |= {
-        m.label: str(fetch_folder(model_folder(m.artifact))) for m in models if m.artifact.stage != "distributions"
-    }
+    trained = [model for model in models if model.artifact.stage != "distributions"]
+    files = {"pivot": artifact.models["pivot"]}
+    files |= {model.label: trained_model(model.label, model_folder(model.artifact)) for model in trained}
     by_name = {label.removeprefix("source:"): shelf for label, shelf in shelves.items()}
     return {
-        "samples": make_samples(recipe, folders, corpus, shelves["pivot"], heldout, tell),
+        "samples": make_samples(recipe, files, corpus, shelves["pivot"], heldout, tell),
         "views": make_views(recipe, scored, corpus, by_name, heldout),
     }
 

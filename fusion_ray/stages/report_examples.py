@@ -17,6 +17,7 @@ from fusion_ray.reporting.numbers import derive_seed
 from fusion_ray.reporting.samples import Prompt, describe_samples, make_prompt, pick_documents
 from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import Artifact
+from fusion_ray.storage.models import ModelFiles
 from fusion_ray.storage.shards import ShardRecord, read_shard
 
 _COUNTED_SHARDS = 8
@@ -34,13 +35,13 @@ class Shelf(NamedTuple):
 
 
 def make_samples(
-    recipe: Recipe, folders: Mapping[str, str], corpus: Shelf, pivot: Shelf, heldout: HeldOut, tell: Tell
+    recipe: Recipe, models: Mapping[str, ModelFiles], corpus: Shelf, pivot: Shelf, heldout: HeldOut, tell: Tell
 ) -> list[dict[str, Any]]:
     """Let every model continue the same few held-out prompts, greedily.
 
     Args:
         recipe: The run.
-        folders: Local model folder by label, all with the pivot's tokenizer.
+        models: By label, all with the pivot's tokenizer.
         corpus, pivot: Held-out shards of the corpus and of the pivot's distributions.
         heldout: Which documents there are.
         tell: Receives progress.
@@ -54,16 +55,16 @@ def make_samples(
     ends = [prompt.end_id for prompt in prompts if prompt.end_id is not None]
 
     def generate(label: str) -> dict[str, Any]:
-        generator = TransformersGenerator(folders[label], trust_remote_code=recipe.pivot.trust_remote_code)
+        generator = TransformersGenerator(models[label].folder, trust_remote_code=recipe.pivot.trust_remote_code)
         asked = [prompt.input_ids for prompt in prompts]
         texts = generator.generate(asked, max_tokens=recipe.report.sample_tokens, end_ids=ends)
         return {"label": label, "texts": texts}
 
     found: dict[str, list[str]] = {}
-    for result in cluster.stream(list(folders), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor):
+    for result in cluster.stream(list(models), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor):
         found[result["label"]] = result["texts"]
-        tell(Progress("report", len(found), len(folders) + 1, f"sample answers of {result['label']}"))
-    return describe_samples(prompts, {label: found[label] for label in folders}, heldout)
+        tell(Progress("report", len(found), len(models) + 1, f"sample answers of {result['label']}"))
+    return describe_samples(prompts, {label: found[label] for label in models}, heldout)
 
 
 def _prompt(corpus: Shelf, pivot: Shelf, place: tuple[int, int]) -> Prompt:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fusion_ray.errors import RecipeError
-from fusion_ray.storage.filesystem import join, list_files, sha256_of_file, stamp
+from fusion_ray.storage.filesystem import absolute, join, list_files, sha256_of_file, stamp
 from fusion_ray.storage.node_cache import fetch_folder
 
 _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
@@ -52,10 +52,20 @@ class ModelFiles:
             "folder in a bucket (s3://, gs://) or a Hub id."
         )
 
+    @property
+    def readable(self) -> str:
+        """Where this machine can read the files by URI; only a Hub model may have to be fetched for it first."""
+        return self.place if "://" in self.place else self.folder
+
     @cached_property
     def fingerprint(self) -> str:
         """One hash over all files; the place they lie in does not matter."""
         return hashlib.sha256(json.dumps(dict(self.hashes), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trained_model(name: str, folder: str) -> ModelFiles:
+    """A model that this run made, by the URI of its folder; its manifest says what it is."""
+    return ModelFiles(name, absolute(folder), "", {})
 
 
 def find_model(reference: str) -> ModelFiles:

@@ -1,5 +1,6 @@
 """Files, shards, manifests and models on an object store: whole or absent, through refusals, credentials apart."""
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manife
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot
 from fusion_ray.storage.checkpoints import TensorReader, open_checkpoint, read_header
 from fusion_ray.storage.filesystem import copy_folder, delete, exists, join, list_files, locate, read_bytes, write_bytes
-from fusion_ray.storage.models import find_model
+from fusion_ray.storage.models import find_model, trained_model
 from fusion_ray.storage.node_cache import fetch_folder
 from fusion_ray.storage.shards import find_shard, read_shard, write_shard
 
@@ -98,6 +99,20 @@ def test_a_model_in_a_store_is_fetched_once_a_node(
     changed = find_model(f"{ROOT}/pivot")
     assert changed.fingerprint != before
     assert changed.folder != str(folder)
+
+
+def test_a_trained_model_of_a_run_in_a_bucket_is_fetched_where_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = save_toy(tmp_path / "target", "llama", byte_level_tokenizer())
+    copy_folder(here, f"{ROOT}/4_targets/math", list_files(here))
+    sent = pickle.dumps(trained_model("target:math", f"{ROOT}/4_targets/math"))
+    for node in ("one", "two"):
+        monkeypatch.setenv("FUSION_RAY_CACHE", str(tmp_path / node))
+        model = pickle.loads(sent)
+        assert model.folder.startswith(str(tmp_path / node))
+        assert Path(model.folder, "config.json").read_bytes() == Path(here, "config.json").read_bytes()
+        assert model.readable == f"{ROOT}/4_targets/math"
 
 
 def test_a_local_folder_needs_no_copy(tmp_path: Path) -> None:
