@@ -76,7 +76,8 @@ def plan_kills(count: int, seed: int) -> list[Kill]:
     while len(picked) < count:
         choice.shuffle(pairs)
         picked += pairs
-    return [Kill(kind, stage, round(choice.uniform(0.0, 1.5), 3)) for kind, stage in picked[:count]]
+    most = {"corpus": 0.3, "merged": 0.3, "fused": 1.0}
+    return [Kill(kind, stage, round(choice.uniform(0.0, most.get(stage, 3.0)), 3)) for kind, stage in picked[:count]]
 
 
 def patiently(start: Callable[[], Any]) -> Any:
@@ -192,9 +193,9 @@ class Round:
 
     def _strike(self, driver: "subprocess.Popen[bytes]") -> None:
         stage = current_stage(self.folder)
-        if stage is None or not any(kill.stage == stage for kill in self.waiting):
+        if not any(kill.stage == stage for kill in self.waiting):
             return
-        if stage not in self.seen and (self.nodes.busy() or stage in ("merged", "report", "corpus")):
+        if stage not in self.seen and self.nodes.busy():
             self.seen[stage] = time.monotonic()
         for kill in [kill for kill in self.waiting if kill.stage == stage]:
             if time.monotonic() - self.seen.get(stage, float("inf")) >= kill.delay_s and self._kill(kill, driver):
@@ -210,7 +211,7 @@ class Round:
         elif kill.kind == "node":
             victim = self.nodes.lose_one(self.choice)
         elif kill.kind == "write":
-            victim = self._kill_writer(driver)
+            victim = self._kill_writers()
         else:
             victim = self._kill_worker(_NAMES[kill.kind])
         if victim is not None:
@@ -222,13 +223,12 @@ class Round:
         victims = [process for process in busy if wanted in _name(process)] or busy
         return _end(self.choice.choice(victims)) if victims else None
 
-    def _kill_writer(self, driver: "subprocess.Popen[bytes]") -> str | None:
-        """Kill whoever has a file open that is not whole yet; such a moment is short, so look hard."""
-        for process in [*self.nodes.busy(), psutil.Process(driver.pid)]:
-            with suppress(psutil.Error):
-                for file in process.open_files():
-                    if file.path.endswith(".tmp") or "/.training/" in file.path:
-                        return f"{_end(process)} writing {Path(file.path).name}"
+    def _kill_writers(self) -> str | None:
+        """Kill all that are at work at a moment when a file is not whole yet; such moments are short, so look hard."""
+        busy, until = self.nodes.busy(), time.monotonic() + 0.3
+        while busy and time.monotonic() < until:
+            if unfinished := unfinished_file(self.folder):
+                return f"{', '.join(_end(process) for process in busy)} while {unfinished} was written"
         return None
 
 
@@ -239,10 +239,21 @@ def _end(process: psutil.Process) -> str:
     return name
 
 
-def current_stage(folder: Path) -> str | None:
-    """The stage that a run is in: of those whose folder is there, the last."""
+def current_stage(folder: Path) -> str:
+    """The stage that a run is in: of those whose folder is there the last, and distributions once the corpus is done."""
     found = [stage for number, stage in enumerate(STAGES, start=1) if list(folder.glob(f"*/{number}_{stage}"))]
-    return found[-1] if found else None
+    if found == ["corpus"] and list(folder.glob("*/1_corpus/MANIFEST.json")):
+        return "distributions"
+    return found[-1] if found else "corpus"
+
+
+def unfinished_file(folder: Path) -> str | None:
+    """A file that is being written under its temporary name, or a checkpoint that is being laid down."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".tmp") or (".training" in parent and name.endswith(".safetensors")):
+                return name
+    return None
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -286,11 +297,11 @@ def main() -> None:
         quiet = suffer(recipe, Path(temporary, "quiet"), [], 0, None)
         expected = content(Path(temporary, "quiet"))
         print(f"undisturbed: {quiet.seconds} s, {len(expected)} files", flush=True)
-        planned, done, number, bad = plan_kills(arguments.kills * 2, arguments.seed), 0, 0, 0
+        done, number, bad = 0, 0, 0
         while done < arguments.kills:
             number += 1
-            size = min(arguments.per_round, arguments.kills - done)
-            mine, planned = planned[:size], planned[size:]
+            # A kill that found nobody of its kind at its moment is not done; the next round plans anew.
+            mine = plan_kills(min(arguments.per_round, arguments.kills - done), arguments.seed + 1000 * number)
             folder = Path(temporary, f"round{number}")
             outcome = suffer(recipe, folder, mine, arguments.seed + number, expected)
             done += len(outcome.kills)
