@@ -240,7 +240,7 @@ def _end(process: psutil.Process) -> str:
 
 
 def current_stage(folder: Path) -> str:
-    """The stage that a run is in: of those whose folder is there the last, and distributions once the corpus is done."""
+    """The stage that a run is in: the last whose folder is there, and distributions once the corpus is done."""
     found = [stage for number, stage in enumerate(STAGES, start=1) if list(folder.glob(f"*/{number}_{stage}"))]
     if found == ["corpus"] and list(folder.glob("*/1_corpus/MANIFEST.json")):
         return "distributions"
