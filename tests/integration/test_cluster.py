@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from chaos import cluster, content, plan_kills, small_recipe, suffer
 from pyarrow import fs
@@ -199,3 +200,17 @@ assert found == {number: 30 << 20 for number in range(8)}, found
 print("through", len(found))
 """
     assert "through" in _run([sys.executable, "-c", script]).stdout
+
+
+def test_a_run_that_is_told_to_stop_is_gone_at_once_with_all_its_processes(toy: Toy) -> None:
+    command = _command(toy.path, toy.folder / "stopped")
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert driver.stdout is not None
+    assert any("distributions" in line for line in driver.stdout), "the run never came to distributions"
+    family = psutil.Process(driver.pid).children(recursive=True)
+    assert len(family) > 3
+    driver.terminate()
+    assert driver.wait(15) == 143
+    driver.stdout.close()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, [process.cmdline() for process in alive]
