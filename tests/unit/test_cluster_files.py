@@ -123,6 +123,7 @@ def test_launchers_ask_for_a_token_and_keep_the_dashboard_on_loopback(name: str)
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token ray start" in line for line in starts)
     assert "--dashboard-host=127.0.0.1" in shlex.split(starts[0])
+    assert "'~" not in (CLUSTER / name).read_text(), "a shell expands no ~ within quotes"
 
 
 @pytest.mark.parametrize("name", KUBERAY)
