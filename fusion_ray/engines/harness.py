@@ -1,5 +1,6 @@
 """Run lm-evaluation-harness on one model folder, with Transformers or vLLM; plain data comes back."""
 
+from importlib import metadata
 from typing import Any
 
 from fusion_ray.engines.harness_tasks import per_document, task_config
@@ -96,10 +97,8 @@ def _make_model(
         from fusion_ray.engines.vllm import harness_arguments
 
         check_weights(folder)
-        from lm_eval.models.vllm_causallms import VLLM
-
         arguments = harness_arguments(folder, engine, settings.max_length, trust_remote_code, threads)
-        return VLLM(**arguments, batch_size=settings.batch_size)
+        return _import_vllm_model().VLLM(**arguments, batch_size=settings.batch_size)
     from lm_eval.models.huggingface import HFLM
 
     model = load_model(folder, engine.dtype, attention=engine.attention, trust_remote_code=trust_remote_code)
@@ -107,6 +106,24 @@ def _make_model(
         pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, max_length=settings.max_length,
         device=str(model.device),
     )  # fmt: skip
+
+
+def _import_vllm_model() -> Any:
+    """The harness's module for vLLM, which asks for a distribution `vllm`: the CPU build goes by another name."""
+    import vllm
+
+    real = metadata.version
+
+    def version(distribution_name: str) -> str:
+        return str(vllm.__version__) if distribution_name == "vllm" else real(distribution_name)
+
+    metadata.version = version
+    try:
+        from lm_eval.models import vllm_causallms
+    finally:
+        metadata.version = real
+    vllm_causallms.version = version
+    return vllm_causallms
 
 
 def _describe(name: str, metrics: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
