@@ -15,6 +15,7 @@ from fusion_ray.merging.plan import (
     TensorJob,
     check_architectures,
     check_inputs,
+    check_targets,
     divide,
     merged_names,
 )
@@ -91,6 +92,7 @@ def plan_config(
         MergeError: The models do not fit together as the document wants.
     """
     members = {name: Member(name, checkpoint) for name, checkpoint in checkpoints.items()}
+    check_targets(checkpoints)
     check_architectures(checkpoints)
     names = list(members)
     jobs = []

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fusion_ray.errors import MergeError
@@ -157,7 +158,7 @@ def plan_merge(
 
 
 def check_targets(targets: Mapping[str, Checkpoint]) -> None:
-    """Refuse no target, and one folder given twice.
+    """Refuse no target, and one folder given twice, however its name is spelt.
 
     Raises:
         MergeError: There is none, or two are the same folder.
@@ -166,12 +167,14 @@ def check_targets(targets: Mapping[str, Checkpoint]) -> None:
         raise MergeError("merge: no target to merge. Give at least one.")
     seen: dict[str, str] = {}
     for name, checkpoint in targets.items():
-        if checkpoint.folder in seen:
+        place = locate(checkpoint.folder)
+        folder = str(Path(place.path).resolve()) if place.is_local else checkpoint.folder.rstrip("/")
+        if folder in seen:
             raise MergeError(
-                f"merge: targets '{seen[checkpoint.folder]}' and '{name}' are the same folder {checkpoint.folder}; "
-                "that would count it twice. Give every target once, and a weight if one should count more."
+                f"merge: '{seen[folder]}' and '{name}' are the same folder {folder}; that would count it twice. "
+                "Give every model once, by one name, and a weight if one should count more."
             )
-        seen[checkpoint.folder] = name
+        seen[folder] = name
 
 
 def common_tensors(checkpoints: Mapping[str, Checkpoint]) -> list[str]:

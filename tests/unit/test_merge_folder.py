@@ -240,8 +240,10 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_target_given_twice_is_refused(folders: dict[str, str]) -> None:
-    with pytest.raises(MergeError, match="'math' and 'twin' are the same folder"):
-        plan_of(folders | {"twin": folders["math"]})
+    Path(folders["math"]).with_name("link").symlink_to(folders["math"])
+    for same in (folders["math"], folders["math"] + "/", str(Path(folders["math"]).with_name("link"))):
+        with pytest.raises(MergeError, match="'math' and 'twin' are the same folder"):
+            plan_of(folders | {"twin": same})
 
 
 def test_a_target_with_nan_stops_the_merge_and_leaves_nothing(folders: dict[str, str], tmp_path: Path) -> None:

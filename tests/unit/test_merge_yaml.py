@@ -150,6 +150,13 @@ def test_varm_runs_from_yaml_too(tmp_path: Path, models: dict[str, str]) -> None
     assert weights["model.layers.0.mlp.up_proj.weight"] != weights["model.layers.1.mlp.up_proj.weight"]
 
 
+def test_one_model_twice_is_refused_by_one_name_or_two(tmp_path: Path, models: dict[str, str]) -> None:
+    with pytest.raises(MergeError, match=r"names the model .*/a twice"):
+        run(tmp_path, linear(models["a"], models["a"]))
+    with pytest.raises(MergeError, match=r"'.*/a' and '.*/a/' are the same folder"):
+        run(tmp_path, linear(models["a"], models["a"] + "/"))
+
+
 def test_a_folder_that_holds_a_model_is_not_written_over(tmp_path: Path, models: dict[str, str]) -> None:
     out = run(tmp_path, linear(models["a"], models["b"]))
     before = (out / "model.safetensors").read_bytes()
