@@ -49,7 +49,7 @@ class Varm(MergeMethod):
 
 
 class Learned(MergeMethod):
-    """Weights found by descent on the fused sets that the targets were trained on, from VaRM's weights on (ours).
+    """Weights found by descent on fused rows that the targets were not trained on, from VaRM's weights on (ours).
 
     The pivot is a member too. `simplex`: every weight is at least 0; `free`: any numbers. Either way they sum to 1.
     """
@@ -57,8 +57,8 @@ class Learned(MergeMethod):
     kind: Literal["learned"] = "learned"
     granularity: Literal["model", "layer", "module", "matrix"] = "matrix"
     members: Literal["simplex", "free"] = "simplex"
-    rows: int = Field(512, ge=1)
-    steps: int = Field(60, ge=1)
+    rows: int = Field(256, ge=1)
+    steps: int = Field(40, ge=1)
     learning_rate: float = Field(0.05, gt=0)
     seed: int = Field(0, ge=0)
 

@@ -1,9 +1,10 @@
-"""The learned weights of a merge: in one Ray task, on rows of the fused sets that the targets were trained on.
+"""The learned weights of a merge: in one Ray task, on the rows of the fused sets that no target was trained on.
 
-Reads:  the fused sets of all targets (train to descend on, validation to choose by); the pivot; the targets.
+Reads:  the validation split of all fused sets, half to descend on and half to choose by; the pivot; the targets.
 Writes: learned.json in the merged folder: every point of the descent, and the one that was chosen.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -72,16 +73,16 @@ def _learn(
         device = "cuda" if settings.gpus_per_worker else "cpu"
         trust = recipe.pivot.trust_remote_code
         mixture = Mixture(pivot.folder, jobs, settings, device=device, trust_remote_code=trust)
-        train, validation = (
-            TrainingRows(_sample(artifact, split, method), max_length=settings.max_length)
-            for split in ("train", "validation")
+        descended, judged = (
+            TrainingRows(_sample(artifact, method, judged=judged), max_length=settings.max_length)
+            for judged in (False, True)
         )
 
         def report(point: Point) -> None:
             detail = f"learning weights, {point.bits_per_byte:.4f} bits per byte on validation"
             put_on(board, Progress(str(artifact), point.step, method.steps, detail))
 
-        points = learn_weights(mixture, _parts(squares, method), begin, train, validation, settings, method, report)
+        points = learn_weights(mixture, _parts(squares, method), begin, descended, judged, settings, method, report)
         return {"points": [asdict(point) for point in points]}
 
     tell(Progress(str(artifact), 0, method.steps, "learning weights"))
@@ -104,33 +105,37 @@ def _begin(squares: Squares, plan: MergePlan, method: Learned) -> dict[str, tupl
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
-def _sample(artifact: Artifact, split: str, method: Learned) -> Iterator[pa.Table]:
-    """Rows drawn from the fused sets: to descend on, equally many of each set; to choose by, of the first alone.
-
-    All sets hold the same chats, and choosing looks at the chats only, not at who teaches.
+def _sample(artifact: Artifact, method: Learned, *, judged: bool) -> Iterator[pa.Table]:
+    """Draw rows from one half of the validation chats: to descend on, equally many of each fused set; to choose by,
+    of the first set alone, since all hold the same chats and choosing does not look at who teaches.
     """
     fused = [target.inputs["fused"] for target in artifact.inputs.values()]
-    used = fused if split == "train" else fused[:1]
+    used = fused[:1] if judged else fused
     for number, made in enumerate(used):
-        random = np.random.default_rng([method.seed, number])
+        random = np.random.default_rng([method.seed, judged])  # The same chats of each set.
         left = method.rows // len(used) + (number < method.rows % len(used))
-        shards = read_manifest(made.folder).shards_of(split)
+        shards = read_manifest(made.folder).shards_of("validation")
         for index in random.permutation(len(shards)):
-            if not left:
-                break
-            table = _read(made, shards[index], split)
-            drawn = np.sort(random.permutation(len(table))[:left])
+            table = _read(made, shards[index])
+            mine = [is_judged(chat, method.seed) == judged for chat in table["id"].to_pylist()]
+            drawn = np.sort(random.permutation(np.flatnonzero(mine))[:left])
             left -= len(drawn)
             yield table.take(drawn)
+            if not left:
+                break
 
 
-def _read(fused: Artifact, record: ShardRecord, split: str) -> pa.Table:
-    """The usable rows of a shard; with the bytes of their answers where bits per byte are to be measured."""
-    table = read_shard(fused.folder, record, COLUMNS)
-    if split == "validation":
-        pivot = fused.inputs["pivot"]
-        scored = {other.path: other for other in read_manifest(pivot.folder).shards}
-        table = table.append_column("n_bytes", read_shard(pivot.folder, scored[record.path], ["n_bytes"])["n_bytes"])
+def is_judged(chat: str, seed: int) -> bool:
+    """Whether a validation chat is one to choose by, and not to descend on: half of them are, by their ids."""
+    return hashlib.sha256(f"{seed}:{chat}".encode()).digest()[0] % 2 == 1
+
+
+def _read(fused: Artifact, record: ShardRecord) -> pa.Table:
+    """The usable rows of a shard, with the bytes of their answers, which the pivot's distributions know."""
+    pivot = fused.inputs["pivot"]
+    scored = {other.path: other for other in read_manifest(pivot.folder).shards}
+    counted = read_shard(pivot.folder, scored[record.path], ["n_bytes"])
+    table = read_shard(fused.folder, record, COLUMNS).append_column("n_bytes", counted["n_bytes"])
     return table.filter(table["reason"].is_null())
 
 

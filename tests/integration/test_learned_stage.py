@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from toy_targets import toy_artifacts, toy_recipe
 
 from fusion_ray.errors import RecipeError
+from fusion_ray.merge_methods import Learned
 from fusion_ray.merging.add import add_target
 from fusion_ray.progress import Progress, silent
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster, learned_weights
+from fusion_ray.stages.learned_weights import _sample
 from fusion_ray.stages.merged import build_merged
 from fusion_ray.storage.artifacts import Artifact, read_manifest, write_manifest
 from fusion_ray.storage.models import find_model
+from fusion_ray.storage.shards import read_shard
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -32,7 +35,7 @@ def _ray() -> Iterator[None]:
 def make_merged(folder: Path, names: tuple[str, ...]) -> tuple[Recipe, Artifact]:
     """Targets that lie about as far from the pivot as fine-tuning goes; their last norm is the pivot's."""
     recipe = toy_recipe(folder)
-    method = {"kind": "learned", "rows": 20, "steps": 3, "granularity": "module"}
+    method = {"kind": "learned", "rows": 9, "steps": 3, "granularity": "module"}
     recipe = Recipe.model_validate(recipe.model_dump() | {"merged": {"method": method}})
     targets = toy_artifacts(recipe, names)
     for seed, target in enumerate(targets):
@@ -98,3 +101,21 @@ def test_one_target_of_all_sources_learns_how_far_to_go_from_the_pivot(tmp_path:
     last = [weights[0] for part, weights in learned["points"][-1]["weights"].items() if part != "model.norm"]
     assert all(0 <= weight <= 1 for weight in last)
     assert any(weight < 1 for weight in last), "the pivot takes part"
+
+
+def test_no_chat_is_both_descended_on_and_chosen_by_and_none_was_trained_on(tmp_path: Path) -> None:
+    _, artifact = make_merged(tmp_path, ("math", "code"))
+    method = Learned(rows=1000)
+    ids = {
+        judged: [chat for table in _sample(artifact, method, judged=judged) for chat in table["id"].to_pylist()]
+        for judged in (False, True)
+    }
+    assert ids[True] and ids[False]
+    assert not set(ids[True]) & set(ids[False])
+    assert sorted(ids[False]) == sorted([*set(ids[False])] * 2), "each set has its say on the same chats"
+    fused = artifact.inputs["math"].inputs["fused"]
+    (record,) = read_manifest(fused.folder).shards_of("validation")
+    usable = [row["id"] for row in read_shard(fused.folder, record, ["id", "reason"]).to_pylist() if not row["reason"]]
+    assert sorted([*set(ids[False]), *ids[True]]) == sorted(usable)
+    few = [len(table) for table in _sample(artifact, Learned(rows=5), judged=False)]
+    assert few == [3, 2]

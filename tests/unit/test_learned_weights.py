@@ -177,11 +177,11 @@ def test_a_tensor_that_is_no_parameter_is_refused_by_name(family: Family) -> Non
 # --- learning --------------------------------------------------------------------------------------------------
 
 
-def learn(family: Family, granularity: str, method: Learned, train: TrainingRows, validation: TrainingRows):  # type: ignore[no-untyped-def]
+def learn(family: Family, granularity: str, method: Learned, descended: TrainingRows, judged: TrainingRows):  # type: ignore[no-untyped-def]
     parts = {name: name if granularity == "matrix" else "" for name in family.tensors}
     start = dict.fromkeys(parts.values(), (0.1, 0.9))
     mixed = Mixture(family.pivot, family.tensors, SETTINGS)
-    return learn_weights(mixed, parts, start, train, validation, SETTINGS, method)
+    return learn_weights(mixed, parts, start, descended, judged, SETTINGS, method)
 
 
 @pytest.mark.parametrize("members", ["simplex", "free"])
@@ -217,9 +217,11 @@ def test_where_every_step_makes_it_worse_the_start_is_kept(family: Family, monke
     assert best_point(points).step == 0
 
 
-def test_learning_without_a_row_to_choose_by_is_refused(family: Family) -> None:
-    with pytest.raises(RecipeError, match=r"no validation row to choose by.*corpus\.validation"):
-        learn(family, "model", Learned(steps=1), rows_of(1), TrainingRows([], max_length=64))
+def test_learning_without_rows_for_both_halves_is_refused(family: Family) -> None:
+    none = TrainingRows([], max_length=64)
+    for descended, judged in ((rows_of(1), none), (none, rows_of(1))):
+        with pytest.raises(RecipeError, match=r"too few validation chats.*corpus\.validation"):
+            learn(family, "model", Learned(steps=1), descended, judged)
 
 
 def test_rows_of_another_vocabulary_are_refused(family: Family) -> None:

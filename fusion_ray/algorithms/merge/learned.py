@@ -11,7 +11,7 @@ from fusion_ray.algorithms.merge.blocks import BlockedTensor, MergedTensor
 from fusion_ray.algorithms.merge.linear import combine
 from fusion_ray.algorithms.merge.varm import keep_pivot
 
-_DECAYS = (0.9, 0.99)
+_DECAYS = (0.5, 0.99)
 _TINY = 1e-30
 
 
