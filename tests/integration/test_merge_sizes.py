@@ -27,7 +27,7 @@ def merge_in_eight_tasks(plan: MergePlan, folder: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_one_task_and_eight_and_small_files_and_large_ones_hold_the_same_bytes(tmp_path: Path) -> None:
-    pivot = toy_tensors(layers=8, hidden=1024, vocab=32000)
+    pivot = toy_tensors(layers=8, hidden=1024, vocab=16000)
     folders = {name: save_toy(tmp_path / name, moved(pivot, seed)) for seed, name in enumerate(("math", "code"))}
     base = open_checkpoint(save_toy(tmp_path / "pivot", pivot))
     targets = {name: open_checkpoint(folder) for name, folder in folders.items()}
