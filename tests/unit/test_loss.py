@@ -215,3 +215,74 @@ def test_targets_can_be_cut_anywhere() -> None:
     cut = target[4:9]
     assert len(cut) == 5
     np.testing.assert_array_equal(cut.ids_NK.numpy(), target.ids_NK[4:9].numpy())
+
+
+# --- draws instead of top-k ------------------------------------------------------------------------------------
+
+
+def drawn_target(probs_NV: torch.Tensor, draws: int, seed: int) -> tuple[SoftTarget, torch.Tensor]:
+    """Draws from each row of P as a store keeps them, and the share of every token of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn_NS = torch.multinomial(probs_NV, draws, replacement=True, generator=generator)
+    shares_NV = torch.zeros_like(probs_NV).scatter_add_(1, drawn_NS, torch.full(drawn_NS.shape, 1.0 / draws))
+    logprobs_NK, ids_NK = shares_NV.log().topk(draws, dim=1)
+    ids_NK[logprobs_NK == -torch.inf] = -1
+    gold_N = torch.arange(len(probs_NV)) % probs_NV.shape[1]
+    target = soft_target(gold_N, ids_NK, logprobs_NK, torch.ones(len(gold_N)), lambda_=0.3, tail="sampled")
+    return target, shares_NV
+
+
+@pytest.mark.parametrize("divergence", ["ce", "kl"])
+def test_draws_equal_the_dense_oracle_and_cross_entropy_with_their_shares(divergence: str) -> None:
+    hidden_ND, head_VD, _ = draw_inputs()
+    probs_NV = torch.softmax(2 * torch.randn(N, V, generator=torch.Generator().manual_seed(2)), dim=1)
+    target, shares_NV = drawn_target(probs_NV, 12, seed=3)
+    ours = fusion_loss(hidden_ND, head_VD, target, divergence=divergence, chunk_bytes=4 * V * 7)
+    logits_NV = hidden_ND.double() @ head_VD.double().t()
+    soft_N = torch.nn.functional.cross_entropy(logits_NV, shares_NV.double(), reduction="none")
+    if divergence == "kl":
+        soft_N = soft_N + torch.xlogy(shares_NV, shares_NV).double().sum(dim=1)
+    gold_N = torch.nn.functional.cross_entropy(logits_NV, target.gold_N, reduction="none")
+    by_hand = (0.3 * gold_N + 0.7 * soft_N).mean()
+    oracle = naive_fusion_loss(hidden_ND, head_VD, target, divergence=divergence)
+    gradients = torch.autograd.grad(ours.loss, (hidden_ND, head_VD))
+    for dense in (by_hand, oracle):
+        assert relative_error(ours.loss, dense) < TOLERANCE
+        for mine, theirs in zip(gradients, torch.autograd.grad(dense, (hidden_ND, head_VD)), strict=True):
+            assert relative_error(mine, theirs) < TOLERANCE
+
+
+def test_draws_estimate_value_and_gradient_of_the_whole_distribution_without_bias() -> None:
+    n, generator = 20_000, torch.Generator().manual_seed(4)
+    head_VD = torch.randn(V, D, generator=generator) / 2
+    one_D = torch.randn(D, generator=generator)
+    p_V = torch.softmax(2 * torch.randn(V, generator=generator), dim=0)
+
+    exact_D = one_D.clone().double().requires_grad_()
+    exact = torch.nn.functional.cross_entropy(exact_D @ head_VD.double().t(), p_V.double())
+    exact.backward()
+
+    def z_scores(target: SoftTarget) -> tuple[float, float]:
+        """How many standard errors the mean over positions is away, in value and in the gradient's worst number."""
+        hidden_ND = one_D.expand(n, D).clone().requires_grad_()
+        found = fusion_loss(hidden_ND, head_VD, target, denominator=1.0)
+        found.loss.backward()
+        off = (found.soft_N.double().mean() - exact.detach()) / (found.soft_N.double().std() / n**0.5)
+        by_each_ND = hidden_ND.grad.double() / 0.7
+        gold_D = torch.softmax(one_D @ head_VD.t(), dim=0) @ head_VD - head_VD[0]
+        by_each_ND = by_each_ND - 0.3 / 0.7 * gold_D.double()
+        off_D = (by_each_ND.mean(dim=0) - exact_D.grad) / (by_each_ND.std(dim=0) / n**0.5).clamp(min=1e-7)
+        return abs(float(off)), float(off_D.abs().max())
+
+    target, _ = drawn_target(p_V.expand(n, V), 8, seed=5)
+    target = SoftTarget(torch.zeros_like(target.gold_N), *(getattr(target, name) for name in FIELDS))
+    value, gradient = z_scores(target)
+    assert value < 4 and gradient < 5
+    logprobs_NK, ids_NK = p_V.log().expand(n, V).topk(8, dim=1)
+    ones_N = torch.ones(n)
+    cut = soft_target(target.gold_N, ids_NK, logprobs_NK, ones_N, lambda_=0.3, tail="renormalise")
+    value, gradient = z_scores(cut)
+    assert value > 50 and gradient > 50, "what a renormalised top-k gives is biased"
+
+
+FIELDS = ("ids_NK", "probs_NK", "tail_N", "lambda_N", "tail")

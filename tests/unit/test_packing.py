@@ -68,9 +68,10 @@ def test_the_rows_of_a_step_do_not_depend_on_the_batch_size() -> None:
     assert [sorted(step.rows) for step in small] == [sorted(step.rows) for step in large]
 
 
-def test_a_row_longer_than_a_batch_is_refused() -> None:
-    with pytest.raises(RecipeError, match="tokens_per_batch 512"):
-        plan(tokens_per_batch=512)
+def test_a_row_longer_than_a_batch_or_a_step_is_refused() -> None:
+    for name in ("tokens_per_batch", "tokens_per_step"):
+        with pytest.raises(RecipeError, match=f"{name} 512"):
+            plan(**{name: 512})
 
 
 def test_position_ids_restart_with_every_row_and_padding_is_apart() -> None:

@@ -79,7 +79,8 @@ class _FusionLoss(torch.autograd.Function):
         target: SoftTarget,
         options: _Options,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gradients = _Gradients.zeros(hidden_ND, head_VD, bias_V) if options.with_gradients else None
+        of_head = head_VD if ctx.needs_input_grad[1] else None
+        gradients = _Gradients.zeros(hidden_ND, of_head, bias_V) if options.with_gradients else None
         gold_N = torch.empty(len(target), device=hidden_ND.device)
         soft_N = torch.empty_like(gold_N)
         rows = max(1, options.chunk_bytes // (4 * head_VD.shape[0]))
@@ -123,22 +124,26 @@ def _one_chunk(
 
 @dataclass(eq=False)
 class _Gradients:
-    """Gradients of the loss by hidden states, head and bias, filled chunk by chunk."""
+    """Gradients of the loss by hidden states, head and bias, filled chunk by chunk; None of a head that is frozen."""
 
     hidden_ND: torch.Tensor
-    head_VD: torch.Tensor
+    head_VD: torch.Tensor | None
     bias_V: torch.Tensor | None
 
     @classmethod
-    def zeros(cls, hidden_ND: torch.Tensor, head_VD: torch.Tensor, bias_V: torch.Tensor | None) -> "_Gradients":
-        bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        return cls(torch.empty_like(hidden_ND), torch.zeros_like(head_VD, dtype=torch.float32), bias)
+    def zeros(cls, hidden_ND: torch.Tensor, head_VD: torch.Tensor | None, bias_V: torch.Tensor | None) -> "_Gradients":
+        head, bias = (
+            None if weight is None else torch.zeros_like(weight, dtype=torch.float32) for weight in (head_VD, bias_V)
+        )
+        return cls(torch.empty_like(hidden_ND), head, bias)
 
     def add(self, part: slice, by_logits_NV: torch.Tensor, hidden_ND: torch.Tensor, head_VD: torch.Tensor) -> None:
         if self.bias_V is not None:
             self.bias_V += by_logits_NV.sum(dim=0)
         by_logits_NV = by_logits_NV.to(hidden_ND.dtype)
         torch.mm(by_logits_NV, head_VD, out=self.hidden_ND[part])
+        if self.head_VD is None:
+            return
         if hidden_ND.dtype == torch.float32:
             self.head_VD.addmm_(by_logits_NV.t(), hidden_ND)
         else:
@@ -146,14 +151,14 @@ class _Gradients:
 
     def scaled(
         self, by_loss: torch.Tensor, hidden_dtype: torch.dtype, head_dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         # Nearly always 1; on a GPU looking would cost more than multiplying.
         if not (by_loss.device.type == "cpu" and by_loss.item() == 1.0):
             for gradient in (self.hidden_ND, self.head_VD, self.bias_V):
                 if gradient is not None:
                     gradient *= by_loss
-        bias = None if self.bias_V is None else self.bias_V.to(head_dtype)
-        return self.hidden_ND.to(hidden_dtype), self.head_VD.to(head_dtype), bias
+        head, bias = (None if gradient is None else gradient.to(head_dtype) for gradient in (self.head_VD, self.bias_V))
+        return self.hidden_ND.to(hidden_dtype), head, bias
 
 
 @dataclass(eq=False)

@@ -71,17 +71,18 @@ def plan_epoch(
         epoch: Counted from 0.
 
     Raises:
-        RecipeError: A row is longer than a batch.
+        RecipeError: A row is longer than a batch or a step.
     """
     rows = np.random.default_rng([seed, epoch]).permutation(np.flatnonzero(lengths_N))
     if len(rows) == 0:
         return []
-    if lengths_N[rows].max() > tokens_per_batch:
-        worst = int(rows[lengths_N[rows].argmax()])
-        raise RecipeError(
-            f"row {worst} has {lengths_N[worst]} tokens, more than targets.tokens_per_batch {tokens_per_batch}. "
-            "Raise tokens_per_batch (and tokens_per_step), or lower max_length."
-        )
+    worst = int(rows[lengths_N[rows].argmax()])
+    for name, limit in (("tokens_per_batch", tokens_per_batch), ("tokens_per_step", tokens_per_step)):
+        if lengths_N[worst] > limit:
+            raise RecipeError(
+                f"row {worst} has {lengths_N[worst]} tokens, more than targets.{name} {limit}. "
+                f"Raise {name}, or lower targets.max_length."
+            )
     ends = np.cumsum(lengths_N[rows])
     n_steps = min(count_steps(lengths_N, tokens_per_step), len(rows))
     step_of_row = np.minimum((ends - lengths_N[rows] / 2) * n_steps / ends[-1], n_steps - 1).astype(int)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-Tail = Literal["bucket", "renormalise"]
+Tail = Literal["bucket", "renormalise", "sampled"]
 GOLD_ONLY = -1
 
 
@@ -18,7 +18,7 @@ class SoftTarget:
         gold_N: The token that really came, int64.
         ids_NK: Kept tokens, int64; -1 where fewer than K are in use.
         probs_NK: Their probabilities P, float32; 0 where the id is -1.
-        tail_N: Probability of "none of the kept", float32; 0 under `renormalise`.
+        tail_N: Probability of "none of the kept", float32; 0 under `renormalise` and `sampled`.
         lambda_N: Weight of the gold token's cross-entropy, float32 in [0, 1].
         tail: What stands for the mass outside the kept tokens.
     """
@@ -77,11 +77,14 @@ def soft_target(
     Args:
         gold_N: Token that really came.
         ids_NK: Kept tokens, -1 where unused.
-        logprobs_NK: Their natural-log probabilities over the whole vocabulary, -inf where unused.
+        logprobs_NK: Their natural-log probabilities over the whole vocabulary, or under `sampled` ln(count / draws);
+            -inf where unused.
         chosen_N: Which model was chosen; -1 for none.
         lambda_: Weight of gold where a model was chosen.
-        tail: `bucket` keeps the mass outside the kept tokens as one outcome; `renormalise` drops it.
-        temperature: Above 1 flattens P.
+        tail: `bucket` keeps the mass outside the kept tokens as one outcome; `renormalise` drops it; `sampled` says
+            that there is none: the ids were drawn from P, each at most once here, and their shares estimate all of P
+            without bias (random sampling KD, arXiv 2503.16870, with P itself as the proposal).
+        temperature: Above 1 flattens P; must be 1 under `sampled`, whose shares would else be biased.
     """
     logprobs_NK = logprobs_NK.float().masked_fill(ids_NK < 0, -torch.inf)
     taught_N = (chosen_N != GOLD_ONLY) & (ids_NK >= 0).any(dim=1)
@@ -89,7 +92,8 @@ def soft_target(
     if tail == "bucket":
         outside_N = (1.0 - logprobs_NK.double().exp().sum(dim=1)).clamp(min=0.0)
         outcomes_NK = torch.cat([logprobs_NK, outside_N.log().float()[:, None]], dim=1)
-    probs_NK = torch.softmax(outcomes_NK / temperature, dim=1).masked_fill(~taught_N[:, None], 0.0)
+    probs_NK = outcomes_NK.exp() if tail == "sampled" else torch.softmax(outcomes_NK / temperature, dim=1)
+    probs_NK = probs_NK.masked_fill(~taught_N[:, None], 0.0)
     k = ids_NK.shape[1]
     return SoftTarget(
         gold_N=gold_N.long(),
