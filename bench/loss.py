@@ -25,7 +25,7 @@ from fusion_ray.algorithms.fuse.loss import fusion_loss
 from fusion_ray.algorithms.fuse.soft_target import SoftTarget, gold_target, soft_target
 from fusion_ray.engines.student import Student
 from fusion_ray.engines.training_data import TrainingBatch
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 WIDTH, K = 576, 10
 GOAL_MEMORY, GOAL_STEP = 0.05, 1.10

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from fusion_ray.algorithms.fuse.packing import plan_epoch, share_of_padding
 from fusion_ray.engines.trainer import Trainer
 from fusion_ray.engines.training_data import TrainingRows
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 K, LONGEST = 10, 2048
 

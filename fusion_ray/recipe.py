@@ -13,11 +13,9 @@ from pydantic import Field, ValidationError, model_validator
 from fusion_ray.errors import RecipeError
 from fusion_ray.evaluation import Evaluate, Judge
 from fusion_ray.merge_methods import AnyMethod, Varm
-from fusion_ray.section import Name, Section, choice_of
+from fusion_ray.section import Label, Name, Section, Share, choice_of
+from fusion_ray.training import Targets
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-# A label that the nodes of a pool carry, such as `pool=train`; see cluster/README.md.
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*=[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -170,41 +168,6 @@ class Fused(Section):
     top_k: int | None = Field(None, ge=1, le=1024)
     cpus_per_task: float = Field(1, gt=0)
     max_rejected: Share = 0.01
-
-
-class Targets(Section):
-    """How the pivot is fine-tuned into one target per source; defaults are the paper's."""
-
-    lambda_: float = Field(0.9, ge=0, le=1)
-    lambda_end: float | None = Field(None, ge=0, le=1)
-    gate: Literal["none", "online"] = "none"
-    divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
-    tail: Literal["bucket", "renormalise"] = "bucket"
-    temperature: float = Field(1.0, gt=0)
-    epochs: float = Field(3, gt=0)
-    learning_rate: float = Field(5e-6, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = 0.03
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(1.0, gt=0)
-    tokens_per_step: int = Field(262144, ge=16)
-    tokens_per_batch: int = Field(8192, ge=16)
-    max_length: int = Field(2048, ge=8)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    save_dtype: Literal["float32", "bfloat16"] = "float32"
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    offload: bool = False
-    gradient_checkpointing: bool = False
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    nodes: Label | None = None
-    controls: tuple[Literal["sft", "self", "shuffled"], ...] = ("sft",)
-    side_by_side: int | None = Field(None, ge=1)
-    checkpoint_every_steps: int = Field(200, ge=1)
-    retries: int = Field(3, ge=0)
-    wait_s: float = Field(600, gt=0)
 
 
 class Merged(Section):

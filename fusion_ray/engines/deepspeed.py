@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import torch.distributed
 
+from fusion_ray.engines.adapter import add_adapter, magnitudes, merged_weights, read_elsewhere
 from fusion_ray.engines.models import load_model, read_config
 from fusion_ray.engines.student import Student
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import Targets
-
-_NEVER = 10**9
+from fusion_ray.training import Adapter, Targets
 
 
 def start_process_group() -> None:
@@ -43,55 +42,33 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def zero_stage(settings: Targets) -> int:
-    """The stage that is run: DeepSpeed keeps float32 master weights of a bfloat16 model from stage 1 on."""
-    return max(settings.zero_stage, 1) if settings.dtype == "bfloat16" else settings.zero_stage
-
-
-def deepspeed_config(settings: Targets) -> dict[str, Any]:
-    """DeepSpeed's own configuration for a recipe's settings.
-
-    Raises:
-        RecipeError: A dtype or combination that DeepSpeed cannot train.
-    """
-    stage = zero_stage(settings)
-    if settings.offload and stage == 0:
-        raise RecipeError("targets.offload needs targets.zero_stage 1, 2 or 3; stage 0 keeps its state in place.")
-    zero: dict[str, Any] = {"stage": stage}
-    if settings.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        # Stage 0 hides its gradient norm, so there the trainer clips by itself.
-        "gradient_clipping": settings.clip if stage else 0.0,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": settings.dtype == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": _NEVER,
-        "wall_clock_breakdown": False,
-    }
-
-
 class Engine:
-    """A student under DeepSpeed."""
+    """A student under DeepSpeed.
 
-    def __init__(self, model_folder: str, settings: Targets, *, trust_remote_code: bool = False) -> None:
+    Attributes:
+        stage: The ZeRO stage that is run.
+        adam: The optimizer that holds learning rates and moments.
+    """
+
+    def __init__(self, model_folder: str, settings: Targets, *, seed: int = 0, trust_remote_code: bool = False) -> None:
         start_process_group()
         deepspeed = _import_deepspeed()
-        self.stage = zero_stage(settings)
+        config = settings.deepspeed_config(pin_memory=torch.cuda.is_available())
+        self.stage: int = config["zero_optimization"]["stage"]
         self.clip = settings.clip
-        config = deepspeed_config(settings)
-        model, originals = _load(model_folder, settings, config, trust_remote_code)
+        model, self._originals = _load(model_folder, settings, config, trust_remote_code)
+        if settings.adapter is not None:
+            self._adapt(model, settings.adapter, seed)
         self.student = Student(model, settings)
         optimizer = torch.optim.AdamW(
-            model.parameters(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
+            self._trained(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         self.core, *_ = deepspeed.initialize(model=self.student, optimizer=optimizer, config=config)
-        for name, value in originals.items():
-            deepspeed.utils.safe_set_full_fp32_param(self.student.get_parameter(f"model.{name}"), value)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and name in self._originals:
+                deepspeed.utils.safe_set_full_fp32_param(weight, self._originals.pop(name))
+        if torch.distributed.get_rank():
+            self._originals.clear()  # What is left is of frozen weights; only the worker that exports needs it.
         self.student.check()
         self.adam: torch.optim.Optimizer = optimizer if self.stage == 0 else self.core.optimizer.optimizer
 
@@ -130,33 +107,55 @@ class Engine:
     # --- state ------------------------------------------------------------------------------------------------
 
     def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight whole and in float32, by the model's own names; all workers must walk through it together."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        """Every weight whole and in float32, by the pivot's own names, an adapter merged into what it adapts.
 
-        for name, weight in self.student.model.named_parameters():
-            master = safe_get_full_fp32_param(weight)
-            yield name, (weight.detach() if master is None else master.detach()).float()
+        All workers must walk through it together. Of frozen weights the first worker knows what is on disk, the
+        others only what their dtype keeps of it.
+        """
+        return merged_weights(self.student.model, self._whole)
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def _whole(self, name: str, weight: torch.nn.Parameter) -> torch.Tensor:
+        deepspeed = _import_deepspeed()
+        if weight.requires_grad:
+            master = deepspeed.utils.safe_get_full_fp32_param(weight)
+            return (weight.detach() if master is None else master.detach()).float()
+        with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+            return self._originals.get(name, weight.detach()).to(weight.device, torch.float32, copy=True)
+
+    def _adapt(self, model: Any, adapter: Adapter, seed: int) -> None:
+        add_adapter(model, adapter, seed)
+        frozen = {name.replace(".base_layer.", "."): name for name, _ in model.named_parameters()}
+        self._originals = {frozen[name]: value for name, value in self._originals.items()}
+        # Else a weight would be scaled by how its dtype rounds the magnitude, before any training.
+        self._originals |= magnitudes(model, self._whole)
+        if self.stage == 3:
+            for reader, weight in read_elsewhere(model):
+                _import_deepspeed().zero.register_external_parameter(reader, weight)
+
+    def _trained(self) -> list[torch.Tensor]:
+        return [weight for weight in self.student.model.parameters() if weight.requires_grad]
+
+    def state(self, *, moments: bool = True) -> dict[str, torch.Tensor]:
         """This worker's part of the training state, by name, in the live tensors themselves.
 
         Weights as the model computes with them, float32 masters, and Adam's moments: saving them and copying them
-        back continues training bit for bit.
+        back continues training bit for bit. Without the moments it is the model alone.
         """
         state = {f"weight.{name}": tensor for name, tensor in self._held_weights()}
         for number, master in enumerate(self._masters()):
             if self.stage:
                 state[f"master.{number}"] = master.data
-            state |= {f"adam.{number}.{key}": tensor for key, tensor in self._moments(master).items()}
+            if moments:
+                state |= {f"adam.{number}.{key}": tensor for key, tensor in self._moments(master).items()}
         return state
 
-    def load_state(self, saved: dict[str, torch.Tensor]) -> None:
+    def load_state(self, saved: dict[str, torch.Tensor], *, moments: bool = True) -> None:
         """Copy a saved state into the live tensors.
 
         Raises:
             RecipeError: It was saved by another number of workers, ZeRO stage or model.
         """
-        live = self.state()
+        live = self.state(moments=moments)
         if live.keys() != saved.keys() or any(live[name].shape != saved[name].shape for name in live):
             raise RecipeError(
                 "the checkpoint does not fit: it was saved with another number of workers, zero_stage, dtype or model. "
@@ -171,11 +170,12 @@ class Engine:
 
     def _held_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, weight in self.student.model.named_parameters():
-            yield name, weight.ds_tensor.data if self.stage == 3 else weight.data
+            if weight.requires_grad:
+                yield name, weight.ds_tensor.data if self.stage == 3 else weight.data
 
     def _masters(self) -> list[torch.Tensor]:
         if self.stage == 0:
-            return list(self.student.model.parameters())
+            return self._trained()
         names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
         return next(list(getattr(self.core.optimizer, name)) for name in names if hasattr(self.core.optimizer, name))
 

@@ -14,7 +14,7 @@ from fusion_ray.engines.training_data import TrainingRows, check_rows, make_batc
 from fusion_ray.engines.validation import Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.merge_methods import Learned
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 _PAD_ID = 0
 _MEASUREMENTS = 12

@@ -13,8 +13,8 @@ from fusion_ray.algorithms.merge.sums import mix
 from fusion_ray.engines.models import load_model
 from fusion_ray.engines.student import Student
 from fusion_ray.errors import EngineError
-from fusion_ray.recipe import Targets
 from fusion_ray.storage.checkpoints import StoredTensor, TensorReader
+from fusion_ray.training import Targets
 
 _STRETCH = 1 << 20  # Elements of each model that are read at once.
 

@@ -10,7 +10,7 @@ from fusion_ray.algorithms.fuse.loss import CHUNK_BYTES, fusion_loss
 from fusion_ray.algorithms.fuse.soft_target import SoftTarget, gold_target
 from fusion_ray.engines.training_data import TrainingBatch
 from fusion_ray.errors import EngineError
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 
 class Student(nn.Module):

@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from fusion_ray.algorithms.fuse.packing import Batch, Step, plan_epoch
 from fusion_ray.algorithms.fuse.schedule import learning_rate_share
 from fusion_ray.engines.deepspeed import Engine
+from fusion_ray.engines.keeping import BestWeights, is_best, is_out_of_patience
 from fusion_ray.engines.training_data import TrainingBatch, TrainingRows, check_rows, empty_batch, make_batch
 from fusion_ray.engines.validation import Measured, Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 _PAD_ID = 0  # Any id will do: padding is a document of its own, and nothing is learnt from it.
 _PROGRESS = "progress.json"
@@ -60,6 +61,7 @@ class StepReport:
 
 Report = Callable[[StepReport], None]
 Save = Callable[[Path, int], None]
+WantsCheckpoint = Callable[[Callable[[bool], bool]], bool]
 
 
 class Trainer:
@@ -73,11 +75,12 @@ class Trainer:
     def __init__(self, model_folder: str, settings: Targets, *, seed: int, trust_remote_code: bool = False) -> None:
         self.settings = settings
         self.seed = seed
-        self.engine = Engine(model_folder, settings, trust_remote_code=trust_remote_code)
+        self.engine = Engine(model_folder, settings, seed=seed, trust_remote_code=trust_remote_code)
         self.rank = torch.distributed.get_rank()
         self.workers = torch.distributed.get_world_size()
         self.history: list[StepReport] = []
         self.overtaken: frozenset[tuple[str, int]] = frozenset()
+        self.best = BestWeights(self.engine) if settings.keep == "best" else None
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -88,49 +91,97 @@ class Trainer:
         *,
         report: Report = lambda _: None,
         save: Save | None = None,
+        wants_checkpoint: WantsCheckpoint = lambda _: False,
         resume_from: Path | None = None,
     ) -> list[StepReport]:
         """Train to the end, from the start or from a checkpoint.
 
         Args:
             train: Rows to learn from.
-            validation: Rows whose bits per byte are measured at the end of every epoch.
+            validation: Rows whose bits per byte are measured every `measure_every_steps`, and at the end; without that
+                setting at the end of every epoch.
             report: Called after every update, in every worker.
             save: Called in every worker with a fresh folder that holds this worker's part of a checkpoint; the parts
                 of all workers together are what `resume_from` must hold. The folder is gone afterwards.
+            wants_checkpoint: Asked after every update, in every worker, whether to save out of turn; is given a
+                function that says whether any worker says yes, and must answer alike in all of them.
             resume_from: A checkpoint.
 
         Returns:
-            A report of every update, those before the checkpoint included.
+            A report of every update, those before the checkpoint included. The weights are those after the last one,
+            or under `keep: best` those of the best measurement.
 
         Raises:
             NonFiniteError: The loss or the gradient became NaN or infinite; names the step and the rows.
-            RecipeError: No answer token to train on, a row longer than a batch, or a checkpoint that does not fit.
+            RecipeError: No answer token to train on, a row longer than a batch, a checkpoint that does not fit, or
+                settings that judge on validation rows where there are none.
             CorruptArtifactError: The rows are for another vocabulary.
         """
         check_rows(train, self.engine.vocabulary, "the fused set's train split")
         done = self._restore(resume_from) if resume_from else 0
-        judge = None if validation is None else Validation(validation)
-        if judge is None and self.settings.gate == "online":
-            raise RecipeError("targets.gate: online judges on validation rows; expected some. Set corpus.validation.")
+        judge = self._find_judge(validation)
         if judge is not None and not done and self.settings.gate == "online":
             self.overtaken = judge.overtaken(self.measure(judge))
         per_epoch = len(self._plan(train.lengths_N, 0))
         total = max(1, math.ceil(self.settings.epochs * per_epoch - 1e-9))
         epoch, plan = -1, list[Step]()
         for step in range(done, total):
+            if self._is_over():
+                break
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 plan = self._plan(train.lengths_N, epoch)
             line = self._run_step(train, plan[step % per_epoch], step, total, per_epoch)
-            ends = step + 1 == total or (step + 1) % per_epoch == 0
+            ends = step + 1 == total or (step + 1) % (self.settings.measure_every_steps or per_epoch) == 0
             if judge is not None and ends:
                 line = self._judge(judge, line)
             self.history.append(line)
+            if self.best and line.bits_per_byte is not None and is_best(self._measured()):
+                self.best.keep()
             report(line)
-            if save is not None and step + 1 < total and (step + 1) % self.settings.checkpoint_every_steps == 0:
+            in_turn = (step + 1) % self.settings.checkpoint_every_steps == 0
+            if save is not None and step + 1 < total and (wants_checkpoint(self._anyone) or in_turn):
                 self._save(save, step + 1)
+        if self.best and self.kept_step < self.history[-1].step:
+            self.best.put_back()
         return self.history
+
+    @property
+    def kept_step(self) -> int:
+        """The update whose weights a finished run has."""
+        measured = [line for line in self.history if line.bits_per_byte is not None]
+        if self.best and measured:
+            return min(measured, key=lambda line: (line.bits_per_byte, line.step)).step
+        return self.history[-1].step
+
+    def _anyone(self, yes: bool) -> bool:
+        """Whether any worker says yes."""
+        said = torch.tensor(float(yes), device=self.engine.device)
+        torch.distributed.all_reduce(said)
+        return bool(said)
+
+    def _measured(self) -> list[float]:
+        return [line.bits_per_byte for line in self.history if line.bits_per_byte is not None]
+
+    def _is_over(self) -> bool:
+        # From the history alone, so that a run that goes on from a checkpoint decides alike.
+        early_stop = self.settings.early_stop
+        return early_stop is not None and is_out_of_patience(self._measured(), early_stop)
+
+    def _find_judge(self, validation: TrainingRows | None) -> Validation | None:
+        judge = None if validation is None else Validation(validation)
+        wishes = {
+            "gate: online": self.settings.gate == "online",
+            "keep: best": self.settings.keep == "best",
+            "early_stop": self.settings.early_stop is not None,
+        }
+        if judge is None or not judge.bytes_N.any():
+            for wish in (name for name, is_set in wishes.items() if is_set):
+                raise RecipeError(
+                    f"targets.{wish} judges on validation rows; expected some that are no longer than "
+                    "targets.max_length. Set corpus.validation, or raise max_length."
+                )
+        return judge
 
     def _judge(self, judge: Validation, line: StepReport) -> StepReport:
         measured = self.measure(judge)
@@ -223,6 +274,8 @@ class Trainer:
             folder = Path(name)
             state = {key: tensor.contiguous() for key, tensor in self.engine.state().items()}
             save_file(state, folder / f"worker-{self.rank}.safetensors")
+            if self.best:
+                self.best.save(folder)
             if self.rank == 0:
                 history = [asdict(line) for line in self.history]
                 progress = {"step": step, "workers": self.workers, "history": history}
@@ -234,9 +287,17 @@ class Trainer:
         progress = json.loads((folder / _PROGRESS).read_text())
         path = folder / f"worker-{self.rank}.safetensors"
         self.engine.load_state(load_file(path) if path.exists() and progress["workers"] == self.workers else {})
-        self.history = [StepReport(**{**line, "overtaken": tuple(line["overtaken"])}) for line in progress["history"]]
+        self.history = read_history(folder)
         self.overtaken = frozenset((domain, model) for domain, model in progress["overtaken"])
+        if self.best:
+            self.best.restore(folder)
         return int(progress["step"])
+
+
+def read_history(checkpoint: Path) -> list[StepReport]:
+    """The updates that a checkpoint has behind it."""
+    progress = json.loads((checkpoint / _PROGRESS).read_text())
+    return [StepReport(**{**line, "overtaken": tuple(line["overtaken"])}) for line in progress["history"]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from fusion_ray.algorithms.fuse.packing import Batch, lay_out
 from fusion_ray.algorithms.fuse.soft_target import GOLD_ONLY, SoftTarget, gold_target, soft_target
 from fusion_ray.errors import CorruptArtifactError, RecipeError
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 COLUMNS = ["id", "domain", "input_ids", "turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs",
            "bits_per_byte", "reason"]  # fmt: skip

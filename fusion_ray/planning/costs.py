@@ -185,8 +185,12 @@ class _Costing:
 
 
 def checkpoint_bytes_per_weight(recipe: Recipe) -> int:
-    """A training checkpoint: Adam's two moments and the master in float32, and the weights in their own type."""
-    return 12 + (2 if recipe.targets.dtype == "bfloat16" else 4)
+    """A training checkpoint: Adam's two moments and the master in float32, and the weights in their own type.
+
+    Under `keep: best` the best weights and masters come on top.
+    """
+    model = 4 + (2 if recipe.targets.dtype == "bfloat16" else 4)
+    return 8 + model * (2 if recipe.targets.keep == "best" else 1)
 
 
 def _earlier(artifact: Artifact) -> Manifest | None:

@@ -135,17 +135,21 @@ def training_gib(recipe: Recipe, parameters: float) -> float:
 
     Weights, float32 gradients, masters and Adam's moments, divided as the ZeRO stage says (1 divides the optimizer, 2
     the gradients, 3 the weights), and the activations of one batch of a model of usual shape: layers L with
-    12 L (128 L)^2 weights, 34 bytes a token, layer and hidden unit, or 2 where they are recomputed.
+    12 L (128 L)^2 weights, 34 bytes a token, layer and hidden unit, or 2 where they are recomputed. An adapter of rank
+    r trains 2 r / (128 L) as many weights.
     """
     settings, workers = recipe.targets, recipe.targets.workers
     low = settings.dtype == "bfloat16"
     stage = max(settings.zero_stage, 1) if low else settings.zero_stage
     weights = 2 if low else 4
-    state = weights / (workers if stage == 3 else 1) + 4 / (workers if stage >= 2 else 1)
-    if not settings.offload:
-        state += ((4 if low else 0) + 8) / (workers if stage >= 1 else 1)
     layers = max(1.0, (parameters / (12 * 128**2)) ** (1 / 3))
     hidden = 128 * layers
+    trained = min(1.0, 2 * settings.adapter.rank / hidden) if settings.adapter else 1.0
+    state = trained * 4 / (workers if stage >= 2 else 1)
+    if not settings.offload.parameters:
+        state += weights / (workers if stage == 3 else 1)
+    if not settings.offload.optimizer:
+        state += trained * ((4 if low else 0) + 8) / (workers if stage >= 1 else 1)
     per_token = hidden * (2 * layers + 34 if settings.gradient_checkpointing else 34 * layers)
     activations = settings.tokens_per_batch * per_token * weights / 2
     head = 512 * _LARGEST_VOCABULARY * 4 * 2  # Logits and their gradient, a chunk of positions at a time.
@@ -176,10 +180,13 @@ def _lighter(recipe: Recipe, size: ModelSize, room: float) -> str:
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "zero_stage": 3},
         {"gradient_checkpointing": True, "zero_stage": 3, "tokens_per_batch": 2048},
-        {"gradient_checkpointing": True, "zero_stage": 3, "tokens_per_batch": 2048, "offload": True},
+        {"gradient_checkpointing": True, "zero_stage": 3, "tokens_per_batch": 2048, "offload.optimizer": True},
     )
     for change in changes:
-        lighter = recipe.model_copy(update={"targets": settings.model_copy(update=change)})
+        fields = {key: value for key, value in change.items() if "." not in key}
+        if len(fields) < len(change):
+            fields["offload"] = settings.offload.model_copy(update={"optimizer": True})
+        lighter = recipe.model_copy(update={"targets": settings.model_copy(update=fields)})
         if training_gib(lighter, size.parameters) <= room:
             return "Set " + ", ".join(f"targets.{key}={value}" for key, value in change.items()) + "."
     return "Use more workers or larger GPUs."

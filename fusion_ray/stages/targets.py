@@ -19,13 +19,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from fusion_ray.errors import ClusterError, EngineError, FusionRayError, StaleArtifactError
 from fusion_ray.progress import Tell
-from fusion_ray.recipe import Recipe, Targets
+from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.board import open_board, read_board
 from fusion_ray.stages.training_worker import TargetTask, train_worker
 from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
 from fusion_ray.storage.peak import note_worker
+from fusion_ray.training import Targets
 
 WORKING = ".training"
 _POLL_S = 0.2

@@ -19,12 +19,12 @@ from fusion_ray.engines.trainer import StepReport, Trainer
 from fusion_ray.engines.training_data import COLUMNS, TrainingRows
 from fusion_ray.errors import FusionRayError
 from fusion_ray.progress import Progress
-from fusion_ray.recipe import Targets
 from fusion_ray.stages.board import put_on
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.peak import read_peak
 from fusion_ray.storage.shards import read_shard
+from fusion_ray.training import Targets
 
 METRICS = "metrics.jsonl"
 _TELL_EVERY_S = 0.5
@@ -77,6 +77,8 @@ def _train(task: TargetTask) -> dict[str, Any]:
     measured = [(line.step, line.bits_per_byte) for line in history if line.bits_per_byte is not None]
     return {
         "steps": len(history),
+        "steps_planned": history[-1].total,
+        "kept_step": trainer.kept_step,
         "tokens": sum(line.tokens for line in history),
         "answer_tokens": int(train.answers_N.sum()),
         "rows": int((train.answers_N > 0).sum()),

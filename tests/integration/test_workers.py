@@ -17,11 +17,13 @@ pytestmark = pytest.mark.slow
 STAGES = (0, 1, 2, 3)
 
 
-def run_group(folder: Path, workers: int, stages: tuple[int, ...], resume: bool = False) -> dict[str, Any]:
+def run_group(
+    folder: Path, workers: int, stages: tuple[int, ...], how: str = "whole", changes: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Start this file once per worker; returns each stage's losses and a digest of its weights."""
     store = folder / f"store-{uuid.uuid4().hex}"
     command = [sys.executable, "-W", "ignore", __file__, str(folder), store.as_uri(), str(workers)]
-    command += [",".join(map(str, stages)), "resume" if resume else "whole"]
+    command += [",".join(map(str, stages)), how, json.dumps(changes or {})]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     running = []
     for rank in range(workers):
@@ -55,27 +57,43 @@ def test_zero_stages_and_worker_counts_all_train_the_same_model(folder: Path) ->
 
 def test_two_workers_resume_bit_for_bit(folder: Path) -> None:
     whole = run_group(folder, 2, (3,))
-    resumed = run_group(folder, 2, (3,), resume=True)
+    resumed = run_group(folder, 2, (3,), how="resume")
     assert resumed == whole
 
 
-def work(folder: Path, store: str, workers: int, stages: list[int], resume: bool, rank: int) -> dict[str, Any]:
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_trains_alike_under_every_zero_stage_and_number_of_workers(folder: Path, kind: str) -> None:
+    # Without persistence ZeRO-3 parts even the smallest weight, as it does with large models.
+    parted = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}}
+    changes = {"adapter": {"kind": kind, "rank": 4}, "deepspeed": parted, "learning_rate": 1e-2}
+    one = run_group(folder, 1, (0,), changes=changes)["0"]["losses"]
+    assert one[-1] < 0.97 * one[0]
+    for stage, found in run_group(folder, 2, (2, 3), changes=changes).items():
+        np.testing.assert_allclose(found["losses"], one, rtol=1e-4, err_msg=stage)
+
+
+def test_under_zero_3_two_workers_load_a_part_each_and_together_the_pivot(folder: Path) -> None:
+    found = run_group(folder, 2, (3,), how="load")
+    assert found["parted"], "every weight was in parts as soon as it was loaded"
+    assert 0.5 <= found["share_held"] < 0.6
+    assert found["equals_disk"]
+
+
+def work(folder: Path, workers: int, stages: list[int], resume: bool, changes: dict[str, Any]) -> dict[str, Any]:
     """What one worker does."""
     import hashlib
 
-    import torch
     from toy_fused import toy_fused
     from toy_targets import PLAIN
 
     from fusion_ray.engines.trainer import Trainer
     from fusion_ray.engines.training_data import TrainingRows
-    from fusion_ray.recipe import Targets
+    from fusion_ray.training import Targets
 
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
     rows = TrainingRows([toy_fused(24, vocabulary=280)], max_length=64)
     found = {}
     for stage in stages:
-        settings = Targets.model_validate({**PLAIN, "zero_stage": stage, "tokens_per_batch": 64})
+        settings = Targets.model_validate({**PLAIN, "zero_stage": stage, "tokens_per_batch": 64, **changes})
         shelf = folder / f"shelf-{workers}-{stage}"
         trainer = Trainer(str(folder / "pivot"), settings, seed=0)
 
@@ -91,7 +109,41 @@ def work(folder: Path, store: str, workers: int, stages: list[int], resume: bool
     return found
 
 
-if __name__ == "__main__":
-    where, meeting, count, kinds, how, number = sys.argv[1:]
-    result = work(Path(where), meeting, int(count), [int(s) for s in kinds.split(",")], how == "resume", int(number))
+def load(folder: Path) -> dict[str, Any]:
+    """Only load, under ZeRO-3, and look at what this worker holds and what all hold together."""
+    import torch
+    from safetensors.torch import load_file
+    from toy_targets import PLAIN
+
+    from fusion_ray.engines import deepspeed
+    from fusion_ray.training import Targets
+
+    pivot = str(folder / "pivot")
+    settings = Targets.model_validate({**PLAIN, "zero_stage": 3})
+    deepspeed._import_deepspeed()
+    model, _ = deepspeed._load(pivot, settings, settings.deepspeed_config(), False)
+    weights = list(model.parameters())
+    parted = all(hasattr(weight, "ds_id") and weight.numel() == 0 for weight in weights)
+    held = sum(weight.ds_tensor.numel() for weight in weights) / sum(weight.ds_numel for weight in weights)
+    on_disk = load_file(Path(pivot) / "model.safetensors")
+    whole = dict(deepspeed.Engine(pivot, settings).full_weights())
+    equal = whole.keys() == on_disk.keys() and all(torch.equal(whole[name], on_disk[name]) for name in whole)
+    return {"parted": parted, "share_held": held, "equals_disk": equal}
+
+
+def main() -> None:
+    import torch
+
+    where, meeting, count, kinds, how, changes, number = sys.argv[1:]
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=int(number), world_size=int(count))
+    stages = [int(stage) for stage in kinds.split(",")]
+    result = (
+        load(Path(where))
+        if how == "load"
+        else work(Path(where), int(count), stages, how == "resume", json.loads(changes))
+    )
     print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

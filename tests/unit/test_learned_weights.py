@@ -22,8 +22,8 @@ from fusion_ray.engines.trainer import Trainer
 from fusion_ray.engines.training_data import TrainingRows, make_batch
 from fusion_ray.errors import CorruptArtifactError, EngineError, NonFiniteError, RecipeError
 from fusion_ray.merge_methods import Learned
-from fusion_ray.recipe import Targets
 from fusion_ray.storage.checkpoints import StoredTensor, open_checkpoint
+from fusion_ray.training import Targets
 
 SETTINGS = Targets(
     dtype="float32", zero_stage=0, lambda_=0.5, max_length=64, tokens_per_step=256, tokens_per_batch=128,

@@ -74,7 +74,7 @@ def test_more_parallelism_than_an_actor_has_gpus_is_named() -> None:
     ("overrides", "change"),
     [
         (("targets.gradient_checkpointing=false", "targets.zero_stage=1"), "Set targets.gradient_checkpointing=True."),
-        (("targets.workers=2", "pivot.parameters=12e9"), "targets.offload=True"),
+        (("targets.workers=2", "pivot.parameters=12e9"), "targets.offload.optimizer=True"),
         (("targets.workers=1", "pivot.parameters=40e9"), "Use more workers or larger GPUs."),
     ],
 )

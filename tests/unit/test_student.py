@@ -11,7 +11,7 @@ from fusion_ray.algorithms.fuse.packing import Batch
 from fusion_ray.engines.student import Student
 from fusion_ray.engines.training_data import TrainingRows, check_rows, make_batch
 from fusion_ray.errors import CorruptArtifactError, EngineError, RecipeError
-from fusion_ray.recipe import Targets
+from fusion_ray.training import Targets
 
 VOCABULARY = 300
 SETTINGS = Targets(dtype="float32", max_length=64)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_fused import toy_fused
 from toy_models import byte_level_tokenizer, save_toy
+from toy_training import Shelf, rows, same, settings, weights
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.algorithms.fuse.packing import Batch
@@ -19,7 +20,6 @@ from fusion_ray.engines.trainer import Trainer
 from fusion_ray.engines.training_data import TrainingRows, make_batch
 from fusion_ray.engines.validation import Measured, Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
-from fusion_ray.recipe import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -27,45 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def pivot(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_toy(tmp_path_factory.mktemp("pivot"), "llama", byte_level_tokenizer(300), extra_rows=0)
-
-
-def settings(**changes: object) -> Targets:
-    plain = {
-        "dtype": "float32",
-        "zero_stage": 0,
-        "epochs": 2,
-        "learning_rate": 3e-3,
-        "tokens_per_step": 256,
-        "tokens_per_batch": 128,
-        "max_length": 64,
-        "lambda_": 0.5,
-        "checkpoint_every_steps": 2,
-    }
-    return Targets(**{**plain, **changes})
-
-
-def rows(seed: int = 0) -> TrainingRows:
-    return TrainingRows([toy_fused(24, vocabulary=280, seed=seed)], max_length=64)
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in trainer.engine.full_weights()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Shelf:
-    """Keeps the checkpoints that a trainer hands out."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.steps: list[int] = []
-
-    def __call__(self, folder: Path, step: int) -> None:
-        shutil.copytree(folder, self.folder / str(step))
-        self.steps.append(step)
 
 
 def test_training_lowers_the_loss_and_measures_bits_per_byte(pivot: str) -> None:
@@ -196,11 +157,6 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "target" / "model.safetensors")) == set(
         load_file(tmp_path / "pivot" / "model.safetensors")
     )
-
-
-def test_offload_needs_a_zero_stage(pivot: str) -> None:
-    with pytest.raises(RecipeError, match="zero_stage"):
-        Trainer(pivot, settings(offload=True), seed=0)
 
 
 def test_lambda_may_move_on_a_straight_line(pivot: str) -> None:
