@@ -6,8 +6,11 @@
 Every case reads the same chats with the same model in a process of its own, one after the other in one run. Tokens
 are those of the chats; padding does not count. Goals are judged by processor time, which others on a shared machine
 disturb little; on a GPU look at the clock. Bare prefill is the same engine reading the same tokens without any
-log-probability (Transformers: the body without the output head; vLLM: one sampled token). The naive loop is what the
-research code of FuseLLM and FuseChat does: pad to 2,048, all logits in half precision, top-k, Python lists.
+log-probability. For Transformers there are two: with the logits at the answer positions, made and thrown away, which is
+what no scorer can do without; and the body alone, without the output head. vLLM's samples one token a chat, so it has
+the head for that one position; beside it stands vLLM giving the log-probabilities of the real tokens only. The naive
+loop is what the research code of FuseLLM and FuseChat does: pad to 2,048, all logits in half precision, top-k, Python
+lists.
 """
 
 import json
@@ -43,9 +46,14 @@ def main(n_chats: int) -> None:
     found = {case: _run(case, request) for case in CASES}
     ours = found["transformers"]
     _report("Transformers scorer against the naive loop", ours, found["naive"], "naive loop", 3.0)
-    _report("Transformers scorer against bare prefill", ours, found["transformers bare"], "bare prefill", 0.9)
+    bare = "prefill with the logits of answers"
+    _report("Transformers scorer against bare prefill", ours, found["transformers logits"], bare, 0.9)
+    _report("Transformers scorer against its body", ours, found["transformers bare"], "prefill without head", None)
     if found["vllm"] is not None:
         _report("vLLM scorer against bare prefill", found["vllm"], found["vllm bare"], "bare prefill", None)
+        _report(
+            "vLLM scorer against no top-k", found["vllm"], found["vllm real"], "real tokens' log-probabilities", None
+        )
         _report("vLLM scorer against the naive loop", found["vllm"], found["naive"], "naive loop", 3.0)
 
 
@@ -97,7 +105,7 @@ def _transformers(folder: str) -> Work:
     return TransformersScorer(folder, TOP_K, tokens_per_batch=2048, threads=THREADS).score
 
 
-def _transformers_bare(folder: str) -> Work:
+def _transformers_bare(folder: str, logits_at_once: int = 0) -> Work:
     torch.set_num_threads(THREADS)
     model = load_model(folder)
 
@@ -107,9 +115,17 @@ def _transformers_bare(folder: str) -> Work:
             ids_BT = np.zeros((len(batch.rows), batch.length), dtype=np.int64)
             for b, row in enumerate(batch.rows):
                 ids_BT[b, : batch.length] = np.resize(ids[row], batch.length)
-            model.base_model(input_ids=torch.from_numpy(ids_BT), use_cache=False)
+            hidden_BTD = model.base_model(input_ids=torch.from_numpy(ids_BT), use_cache=False).last_hidden_state
+            if logits_at_once:
+                at = np.concatenate([b * batch.length + positions[row] - 1 for b, row in enumerate(batch.rows)])
+                for hidden in hidden_BTD.flatten(0, 1)[torch.from_numpy(at)].split(logits_at_once):
+                    model.lm_head(hidden)
 
     return read
+
+
+def _transformers_logits(folder: str) -> Work:
+    return _transformers_bare(folder, logits_at_once=341)  # as the scorer: 2 ** 24 over this model's 49,152 tokens
 
 
 def _vllm(folder: str) -> Work:
@@ -118,13 +134,19 @@ def _vllm(folder: str) -> Work:
     return VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS).score
 
 
-def _vllm_bare(folder: str) -> Work:
+def _vllm_real(folder: str) -> Work:
+    return _vllm_bare(folder, prompt_logprobs=0)
+
+
+def _vllm_bare(folder: str, prompt_logprobs: int | None = None) -> Work:
     from vllm import SamplingParams
 
     from fusion_ray.engines.vllm import VllmScorer
 
     engine = VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS)._engine
-    settings = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+    settings = SamplingParams(
+        max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=prompt_logprobs, flat_logprobs=True
+    )
 
     def read(ids: list[np.ndarray], _: list[np.ndarray]) -> None:
         engine.generate([{"prompt_token_ids": row.tolist()} for row in ids], settings, use_tqdm=False)
@@ -156,8 +178,10 @@ def _naive(folder: str) -> Work:
 
 CASES: dict[str, Callable[[str], Work]] = {
     "transformers": _transformers,
+    "transformers logits": _transformers_logits,
     "transformers bare": _transformers_bare,
     "vllm": _vllm,
+    "vllm real": _vllm_real,
     "vllm bare": _vllm_bare,
     "naive": _naive,
 }

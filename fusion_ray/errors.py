@@ -10,7 +10,8 @@
         AlignmentError                  two tokenizations do not cover one text
         NonFiniteError                  NaN or infinity where a number must be
         MergeError                      checkpoints that cannot be merged
-      EngineError                   5   a model engine refused or died
+      EngineError                   5   a model engine refused its input
+        DeadEngineError                 it died: its process is of no more use
       ClusterError                  6   Ray cannot give what was asked for
 
 A message says what is wrong, where, what was expected and what to do. No class here has an `__init__` of its
@@ -70,6 +71,10 @@ class EngineError(FusionRayError):
     """A model engine (vLLM, Transformers, DeepSpeed) refused its input or died."""
 
     exit_code = 5
+
+
+class DeadEngineError(EngineError):
+    """A model engine died, and its process must be left: it scores nothing any more, or nothing to be trusted."""
 
 
 class ClusterError(FusionRayError):

@@ -106,6 +106,31 @@ class Actors(Section):
         return self
 
 
+class CompactStore(Section):
+    """Top-k with exact ids and log-probabilities to 0.01 nat."""
+
+    kind: Literal["compact"] = "compact"
+
+
+class PlainStore(Section):
+    """Top-k as plain lists, for other tools."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class SampledStore(Section):
+    """What was drawn from each distribution, in place of its top-k: an unbiased picture of the whole of it."""
+
+    kind: Literal["sampled"] = "sampled"
+    draws: int = Field(50, ge=1, le=65535)
+    seed: int = Field(0, ge=0)
+
+
+Store = Annotated[
+    Annotated[CompactStore | PlainStore | SampledStore, Field(discriminator="kind")], choice_of("compact")
+]
+
+
 class Distributions(Section):
     """How every model scores the corpus."""
 
@@ -118,7 +143,7 @@ class Distributions(Section):
     nodes: Label | None = None
     max_length: int = Field(2048, ge=8)
     too_long: Literal["cut", "reject"] = "cut"
-    store: Literal["compact", "plain"] = "compact"
+    store: Store = CompactStore()
     max_rejected: Share = 0.01
     wait_s: float = Field(600, gt=0)
 
@@ -212,6 +237,18 @@ class Recipe(Section):
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _draws_need_whole_distributions(self) -> "Recipe":
+        if isinstance(self.distributions.store, SampledStore):
+            for name, model in self.models().items():
+                engine = model.engine or self.distributions.engine
+                if engine.kind != "transformers":
+                    raise ValueError(
+                        f"distributions.store: sampled needs the engine transformers, and {name} has {engine.kind}, "
+                        "which gives the largest entries only"
+                    )
         return self
 
     @property

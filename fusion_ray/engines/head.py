@@ -4,10 +4,11 @@ The logits of all positions at once are the largest tensor in scoring (2,048 pos
 in float32); here they exist for one chunk of answer positions only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import cross_entropy
 
 # Columns of one block in the search for the k largest: each of them lies in one of the k blocks of largest maximum.
 _BLOCKS_OF = 64
@@ -24,6 +25,10 @@ class Kept(NamedTuple):
     real_logprobs_N: torch.Tensor
 
 
+Keep = Callable[[torch.Tensor, slice], Kept]
+"""What is kept of the logits [N, V] of the positions in a slice of all that are asked for."""
+
+
 def keep_top_k(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_tokens: int) -> Kept:
     """Keep the k largest log-probabilities of each position, in float32, normalised over all columns.
 
@@ -31,10 +36,39 @@ def keep_top_k(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_toke
     kept. Of equal values the lower id comes first. NaN stays NaN in `real_logprobs_N`.
     """
     logits_NV = logits_NV.float()
-    total_N1 = torch.logsumexp(logits_NV, dim=-1, keepdim=True)
+    # On a CPU the fused loss takes half the time of logsumexp.
+    nll_N = cross_entropy(logits_NV, real_ids_N, reduction="none")
+    total_N1 = nll_N[:, None] + logits_NV.gather(1, real_ids_N[:, None])
     values_NK, ids_NK = _largest(logits_NV[:, :n_tokens], k)
-    real_N = logits_NV.gather(1, real_ids_N[:, None])
-    return Kept(ids_NK, values_NK - total_N1, (real_N - total_N1)[:, 0])
+    return Kept(ids_NK, values_NK - total_N1, -nll_N)
+
+
+def keep_draws(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: torch.Tensor, n_tokens: int) -> Kept:
+    """Keep D draws from each distribution: the ids drawn, most often first, and the log of their share of the draws.
+
+    A share is an unbiased estimate of its token's probability (random sampling knowledge distillation, arXiv
+    2503.16870, with the model's own distribution as proposal: every importance weight is 1). Draws that fall on
+    columns from `n_tokens` on are dropped. Equal counts stand in order of their ids; unused places hold -1 and -inf.
+
+    Args:
+        logits_NV: Of N positions.
+        real_ids_N: The tokens that came; their log-probabilities are measured, not drawn.
+        uniforms_ND: Where to draw, in [0, 1): the same numbers give the same draws.
+        n_tokens: Length of the tokenizer.
+    """
+    logits_NV = logits_NV.float()
+    real_N = -cross_entropy(logits_NV, real_ids_N, reduction="none")
+    mass_NV = torch.softmax(logits_NV, dim=-1).double().cumsum(dim=-1)
+    drawn_ND = torch.searchsorted(mass_NV, uniforms_ND * mass_NV[:, -1:], right=True)
+    drawn_ND = drawn_ND.masked_fill(drawn_ND >= n_tokens, -1).sort(dim=-1).values
+    place_ND = torch.zeros_like(drawn_ND)
+    place_ND[:, 1:] = (drawn_ND[:, 1:] != drawn_ND[:, :-1]).cumsum(dim=-1)
+    ids_ND = torch.full_like(drawn_ND, -1).scatter_(1, place_ND, drawn_ND)
+    counts_ND = torch.zeros_like(drawn_ND).scatter_add_(1, place_ND, (drawn_ND >= 0).long())
+    counts_ND, order_ND = counts_ND.sort(dim=-1, descending=True, stable=True)
+    shares_ND = counts_ND.double() / drawn_ND.shape[1]
+    ids_ND = ids_ND.gather(1, order_ND).masked_fill(counts_ND == 0, -1)
+    return Kept(ids_ND, shares_ND.log().float(), real_N)
 
 
 def _largest(logits_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,13 +79,30 @@ def _largest(logits_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     # Block b holds the columns b, b + n_blocks, b + 2 n_blocks, ...: then the maxima are taken along whole rows.
     main = n_blocks * _BLOCKS_OF
     blocks = logits_NV[:, :main].unflatten(1, (_BLOCKS_OF, n_blocks))
-    chosen_NK = blocks.amax(dim=1).topk(k, dim=-1).indices
+    best = blocks.amax(dim=1).topk(k + 1, dim=-1)
+    chosen_NK = best.indices[:, :k].sort(dim=-1).values
     steps = torch.arange(_BLOCKS_OF, device=logits_NV.device) * n_blocks
-    ids_NC = (steps[:, None] + chosen_NK[:, None, :]).flatten(1)
     rest = torch.arange(main, logits_NV.shape[1], device=logits_NV.device).expand(len(logits_NV), -1)
-    ids_NC = torch.cat([ids_NC, rest], dim=1).sort(dim=-1).values
-    values_NC, order_NC = logits_NV.gather(1, ids_NC).sort(dim=-1, descending=True, stable=True)
-    return values_NC[:, :k], ids_NC.gather(1, order_NC[:, :k])
+    ids_NC = torch.cat([(steps[:, None] + chosen_NK[:, None, :]).flatten(1), rest], dim=1)  # rising
+    found = logits_NV.gather(1, ids_NC).topk(k + 1, dim=-1)
+    ids_NK = ids_NC.gather(1, found.indices[:, :k].sort(dim=-1).values)
+    values_NK, order_NK = logits_NV.gather(1, ids_NK).sort(dim=-1, descending=True, stable=True)
+    ids_NK = ids_NK.gather(1, order_NK)
+    last_N = values_NK[:, -1]
+    tied = ((found.values[:, k] == last_N) | (best.values[:, k] == last_N)).nonzero()[:, 0]
+    if len(tied):
+        ids_NK[tied] = _lowest_of_equals(logits_NV[tied], ids_NK[tied], values_NK[tied])
+    return values_NK, ids_NK
+
+
+def _lowest_of_equals(logits_MV: torch.Tensor, ids_MK: torch.Tensor, values_MK: torch.Tensor) -> torch.Tensor:
+    """The ids again, those of the smallest value exchanged for the lowest columns that hold it."""
+    above_M = (values_MK > values_MK[:, -1:]).sum(dim=1)
+    row, column = (logits_MV == values_MK[:, -1:]).nonzero(as_tuple=True)
+    first_M = torch.searchsorted(row, torch.arange(len(logits_MV), device=row.device))
+    place = torch.arange(len(row), device=row.device) - first_M[row] + above_M[row]
+    kept = place < ids_MK.shape[1]
+    return ids_MK.index_put((row[kept], place[kept]), column[kept])
 
 
 class OutputHead:
@@ -81,17 +132,15 @@ class OutputHead:
             logits_NV = torch.tanh(logits_NV / self._cap) * self._cap
         return logits_NV
 
-    def chunks(
-        self, hidden_ND: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_tokens: int, positions_at_once: int
-    ) -> Iterator[Kept]:
-        """Keep the top-k of all positions, with the logits of `positions_at_once` in memory."""
+    def chunks(self, hidden_ND: torch.Tensor, keep: Keep, positions_at_once: int) -> Iterator[Kept]:
+        """What is kept of all positions, with the logits of `positions_at_once` in memory."""
         on_cpu = hidden_ND.device.type == "cpu"
         together = max(1, _IN_CACHE // self.n_outputs) if on_cpu else positions_at_once
-        for hidden, real_ids in zip(
-            hidden_ND.split(positions_at_once), real_ids_N.split(positions_at_once), strict=True
-        ):
-            for logits, ids in zip(self.logits(hidden).split(together), real_ids.split(together), strict=True):
-                yield keep_top_k(logits, ids, k, n_tokens)
+        start = 0
+        for hidden in hidden_ND.split(positions_at_once):
+            for logits in self.logits(hidden).split(together):
+                yield keep(logits, slice(start, start + len(logits)))
+                start += len(logits)
 
     @torch.inference_mode()
     def _agrees_with(self, model: Any) -> bool:

@@ -1,12 +1,14 @@
 """What a scoring engine is, and how the recipe's `engine` section becomes one."""
 
-from typing import Protocol
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.errors import EngineError
-from fusion_ray.recipe import OpenAIEngine, TransformersEngine, VllmEngine
+from fusion_ray.recipe import Distributions, Model, OpenAIEngine, SampledStore, TransformersEngine, VllmEngine
 
 
 class Scorer(Protocol):
@@ -31,7 +33,8 @@ class Scorer(Protocol):
                 over the token at p is what the model says after reading the tokens before p.
 
         Raises:
-            EngineError: The engine died, or a sequence is not one it can take.
+            EngineError: A sequence is not one the engine can take.
+            DeadEngineError: The engine died; this process cannot score any more.
         """
         ...
 
@@ -40,11 +43,56 @@ class Scorer(Protocol):
         ...
 
 
+class Sampling(NamedTuple):
+    """How a scorer draws from distributions, where it keeps draws and not the top-k.
+
+    Attributes:
+        draws: From each distribution, with replacement.
+        seed: Another seed gives other draws.
+    """
+
+    draws: int
+    seed: int = 0
+
+    def uniforms(self, input_ids: np.ndarray, n_positions: int) -> np.ndarray:
+        """Where to draw in [0, 1) at each position of a conversation, float64 [n_positions, draws].
+
+        They depend on its tokens and the seed alone, so that a row is drawn the same in any batch and shard.
+        """
+        tokens = np.ascontiguousarray(input_ids, dtype="<i4").tobytes()
+        digest = hashlib.blake2b(tokens, digest_size=16, key=str(self.seed).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little")).random((n_positions, self.draws))
+
+
+OpenScorer = Callable[[Model, Distributions, str], Scorer]
+
+
+def open_scorer(model: Model, settings: Distributions, folder: str) -> Scorer:
+    """Start the engine that a recipe asks for, for one of its models.
+
+    Args:
+        model: The model's part of the recipe.
+        settings: The recipe's distributions section.
+        folder: Where the model's files lie.
+    """
+    store = settings.store
+    return make_scorer(
+        model.engine or settings.engine,
+        folder,
+        top_k=settings.top_k,
+        sampling=Sampling(store.draws, store.seed) if isinstance(store, SampledStore) else None,
+        max_length=settings.max_length,
+        threads=max(1, int(settings.cpus_per_actor)),
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
 def make_scorer(
     engine: TransformersEngine | VllmEngine | OpenAIEngine,
     folder: str,
     top_k: int,
     *,
+    sampling: Sampling | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
     threads: int | None = None,
@@ -54,13 +102,13 @@ def make_scorer(
     Args:
         engine: The recipe's engine section.
         folder: Hugging Face model folder; the remote engine reads only its tokenizer.
-        top_k: Entries to keep at each position.
+        top_k: Entries to keep at each position; with `sampling`, draws are kept in their place.
         max_length: Longest sequence that will be asked for; vLLM reserves memory for it.
         trust_remote_code: Run model code that lies in the folder.
         threads: Threads of this process's torch; None leaves them as they are.
 
     Raises:
-        EngineError: The folder or the settings cannot give a scorer, or the engine is not installed.
+        EngineError: The folder or settings cannot give a scorer, the engine is not installed, or cannot draw.
     """
     if isinstance(engine, TransformersEngine):
         from fusion_ray.engines.transformers import TransformersScorer
@@ -71,9 +119,11 @@ def make_scorer(
             dtype=engine.dtype,
             tokens_per_batch=engine.tokens_per_batch,
             attention=engine.attention,
+            sampling=sampling,
             trust_remote_code=trust_remote_code,
             threads=threads,
         )
+    _refuse_draws(engine.kind, sampling)
     if isinstance(engine, VllmEngine):
         from fusion_ray.engines.vllm import VllmScorer
 
@@ -89,6 +139,10 @@ def make_scorer(
             trust_remote_code=trust_remote_code,
             threads=threads,
         )
+    return _open_openai(engine, folder, top_k, trust_remote_code)
+
+
+def _open_openai(engine: OpenAIEngine, folder: str, top_k: int, trust_remote_code: bool) -> Scorer:
     from fusion_ray.engines.openai import OpenAIScorer
 
     return OpenAIScorer(
@@ -101,6 +155,14 @@ def make_scorer(
         retries=engine.retries,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _refuse_draws(kind: str, sampling: Sampling | None) -> None:
+    if sampling is not None:
+        raise EngineError(
+            f"engine {kind}: draws need the whole distribution at every position, and it gives the largest "
+            "entries only. Set the engine to transformers, or distributions.store to compact."
+        )
 
 
 def check_request(

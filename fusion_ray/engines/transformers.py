@@ -1,16 +1,18 @@
 """The Transformers scorer: any architecture, on CPU or GPU, without ever holding all logits of a batch."""
 
 import inspect
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.head import Kept, OutputHead, keep_top_k
+from fusion_ray.engines.head import Keep, Kept, OutputHead, keep_draws, keep_top_k
 from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
-from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
+from fusion_ray.engines.scorer import Sampling, check_request, check_sizes, empty_top_k
+from fusion_ray.errors import DeadEngineError
 
 # Logits held at once: 64 MB in float32 fits a CPU's caches and queues well enough; a GPU wants larger matrices.
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 28}
@@ -35,6 +37,7 @@ class TransformersScorer:
         dtype: `auto` is the checkpoint's own.
         tokens_per_batch: Padded tokens read at once.
         attention: Transformers' `attn_implementation`.
+        sampling: Draw from the distributions and keep what was drawn, in place of their top-k.
         trust_remote_code: Run model code that lies in the folder.
         threads: Threads of this process's torch; None leaves them as they are.
         device: None is a GPU where there is one.
@@ -51,6 +54,7 @@ class TransformersScorer:
         dtype: str = "auto",
         tokens_per_batch: int = 8192,
         attention: str | None = None,
+        sampling: Sampling | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
         device: str | None = None,
@@ -62,8 +66,9 @@ class TransformersScorer:
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code, device=device)
         self._head = OutputHead(self._model)
         self._n_outputs = self._head.n_outputs
-        self._folder, self._top_k, self._tokens_per_batch = folder, top_k, tokens_per_batch
-        check_sizes(folder, top_k, self.n_tokens, self._n_outputs)
+        self._folder, self._tokens_per_batch, self._sampling = folder, tokens_per_batch, sampling
+        self._top_k = sampling.draws if sampling else top_k
+        check_sizes(folder, 1 if sampling else top_k, self.n_tokens, self._n_outputs)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -71,7 +76,16 @@ class TransformersScorer:
         results: list[TopK] = [empty_top_k(self._top_k)] * len(input_ids)
         lengths = [int(asked[-1]) if len(asked) else 0 for asked in positions]
         for batch in _batches(lengths, self._tokens_per_batch):
-            for row, top_k in zip(batch.rows, self._score_batch(batch, input_ids, positions), strict=True):
+            try:
+                scored = self._score_batch(batch, input_ids, positions)
+            except RuntimeError as error:
+                if not _is_fatal(error):
+                    raise
+                raise DeadEngineError(
+                    f"{self._folder}: the device failed while scoring {len(batch.rows)} sequences of up to "
+                    f"{batch.length} tokens ({error}). Against lack of memory lower tokens_per_batch."
+                ) from error
+            for row, top_k in zip(batch.rows, scored, strict=True):
                 results[row] = top_k
         return results
 
@@ -85,6 +99,7 @@ class TransformersScorer:
         real_ids_N = torch.from_numpy(
             np.concatenate([input_ids[row][positions[row]] for row in batch.rows]).astype(np.int64)
         ).to(device)
+        keep = self._keep(batch, input_ids, positions, real_ids_N)
         if self._head.checked:
             ids_BT = np.zeros((len(batch.rows), batch.length), dtype=np.int64)
             for b, row in enumerate(batch.rows):
@@ -95,9 +110,9 @@ class TransformersScorer:
             ).last_hidden_state
             at = np.concatenate([b * batch.length + positions[row] - 1 for b, row in enumerate(batch.rows)])
             hidden_ND = hidden_BTD.flatten(0, 1)[torch.from_numpy(at).to(device)]
-            chunks = self._head.chunks(hidden_ND, real_ids_N, self._top_k, self.n_tokens, self._positions_at_once())
+            chunks = self._head.chunks(hidden_ND, keep, self._positions_at_once())
         else:
-            chunks = self._own_forward(batch, input_ids, positions, real_ids_N)
+            chunks = self._own_forward(batch, input_ids, positions, keep)
         kept = [Kept(*(part.cpu() for part in chunk)) for chunk in chunks]
         ids_NK = torch.cat([chunk.ids_NK for chunk in kept]).numpy().astype(np.int32)
         logprobs_NK = torch.cat([chunk.logprobs_NK for chunk in kept]).numpy()
@@ -106,24 +121,39 @@ class TransformersScorer:
         split = [np.split(array, cuts) for array in (ids_NK, logprobs_NK, real_N)]
         return [TopK(*parts) for parts in zip(*split, strict=True)]
 
-    def _own_forward(
+    def _keep(
         self, batch: _Batch, input_ids: list[np.ndarray], positions: list[np.ndarray], real_ids_N: torch.Tensor
-    ) -> Any:
+    ) -> Keep:
+        """The k largest, or draws: of a row always the same ones, whatever it is batched with."""
+        if self._sampling is None:
+            return lambda logits, at: keep_top_k(logits, real_ids_N[at], self._top_k, self.n_tokens)
+        uniforms = [self._sampling.uniforms(input_ids[row], len(positions[row])) for row in batch.rows]
+        uniforms_ND = torch.from_numpy(np.concatenate(uniforms)).to(real_ids_N.device)
+        return lambda logits, at: keep_draws(logits, real_ids_N[at], uniforms_ND[at], self.n_tokens)
+
+    def _own_forward(
+        self, batch: _Batch, input_ids: list[np.ndarray], positions: list[np.ndarray], keep: Keep
+    ) -> Iterator[Kept]:
         """One row at a time through the model's own forward, for an architecture whose head does more than we know."""
         start = 0
         sliced = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         for row in batch.rows:
             ids_1T = torch.from_numpy(input_ids[row][: int(positions[row][-1])].astype(np.int64))[None]
             at = torch.from_numpy(positions[row] - 1).to(self._model.device)
-            keep = {"logits_to_keep": at} if sliced else {}
-            logits_NV = self._model(input_ids=ids_1T.to(self._model.device), use_cache=False, **keep).logits[0]
+            only = {"logits_to_keep": at} if sliced else {}
+            logits_NV = self._model(input_ids=ids_1T.to(self._model.device), use_cache=False, **only).logits[0]
             logits_NV = logits_NV if sliced else logits_NV[at]
             for part in logits_NV.split(self._positions_at_once()):
-                yield keep_top_k(part, real_ids_N[start : start + len(part)], self._top_k, self.n_tokens)
+                yield keep(part, slice(start, start + len(part)))
                 start += len(part)
 
     def _positions_at_once(self) -> int:
         return max(1, _LOGITS_AT_ONCE.get(self._model.device.type, 1 << 24) // self._n_outputs)
+
+
+def _is_fatal(error: RuntimeError) -> bool:
+    """Whether an error leaves the device unusable for this process, or its memory in pieces."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
 
 
 def _batches(lengths: list[int], tokens_per_batch: int) -> list[_Batch]:

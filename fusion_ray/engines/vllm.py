@@ -10,7 +10,7 @@ from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
-from fusion_ray.errors import EngineError
+from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.recipe import VllmEngine
 
 # Rows that pad the output head may stand among vLLM's top-k; so many more are asked for, to have others to keep.
@@ -91,7 +91,7 @@ class VllmScorer:
         self._engine: Any = _start(settings, options or {}, threads)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
-        """See `Scorer.score`. Every EngineError but a refused request means that the engine is dead."""
+        """See `Scorer.score`."""
         from vllm import SamplingParams
 
         check_request(input_ids, positions, self.max_length, self._n_outputs)
@@ -106,7 +106,7 @@ class VllmScorer:
         try:
             outputs = self._engine.generate(prompts, settings, use_tqdm=False)
         except Exception as error:  # vLLM raises many kinds; whichever it is, this engine is not to be trusted again.
-            raise EngineError(
+            raise DeadEngineError(
                 f"{self._folder}: vLLM failed while scoring {len(rows)} sequences ({type(error).__name__}: {error}). "
                 "Its log above says why; a smaller tokens_per_batch or gpu_memory_share helps against lack of memory."
             ) from error

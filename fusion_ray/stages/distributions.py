@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from fusion_ray.engines.scorer import Scorer, make_scorer
+from fusion_ray.engines.scorer import Scorer, open_scorer
 from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_rows, sum_scores
 from fusion_ray.progress import Progress, Tell
-from fusion_ray.recipe import Distributions, Model, Recipe
+from fusion_ray.recipe import CompactStore, Distributions, Model, Recipe, SampledStore, Store
 from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.draws_codec import store_draws
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
@@ -130,24 +131,25 @@ class _Score:
     """Holds the model; scores one shard a call and commits it."""
 
     def __init__(self, recipe: Recipe, artifact: Artifact, render: _Render) -> None:
-        settings = recipe.distributions
-        model = recipe.models()[artifact.name]
         self.artifact = artifact
         self.render = render
-        self.compact = settings.store == "compact"
-        self.scorer: Scorer = make_scorer(
-            model.engine or settings.engine,
-            artifact.models["model"].folder,
-            top_k=settings.top_k,
-            max_length=settings.max_length,
-            threads=max(1, int(settings.cpus_per_actor)),
-            trust_remote_code=model.trust_remote_code,
-        )
+        self.store = recipe.distributions.store
+        model = recipe.models()[artifact.name]
+        self.scorer: Scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
         row = row if "rendered" in row else self.render(row)
         scored = score_rows(cluster.from_ipc(row["rendered"]), self.scorer)
-        table = compact_topk(scored) if self.compact else scored
+        table = _pack(scored, self.store)
         record = write_shard(self.artifact.folder, row["path"], table, self.artifact.fingerprint, sum_scores(scored))
         return cluster.result_table(asdict(record))
+
+
+def _pack(scored: pa.Table, store: Store) -> pa.Table:
+    match store:
+        case CompactStore():
+            return compact_topk(scored)
+        case SampledStore():
+            return store_draws(scored, store.draws)
+    return scored

@@ -9,12 +9,14 @@ import pytest
 from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.engines.fusing import GOLD, Fuser, Statistics, read_scored
+from fusion_ray.engines.scorer import Sampling
 from fusion_ray.engines.scoring import open_reader, read_topk, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
 from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.storage.chats import CORPUS_SCHEMA
+from fusion_ray.storage.draws_codec import read_draws, store_draws
 
 TEXTS = [
     "The answer is 42.",
@@ -148,3 +150,51 @@ def test_rows_of_another_corpus_are_refused(shard: dict[str, Any]) -> None:
     scored = {"pivot": shard["scored"]["pivot"], "other": shard["scored"]["other"].slice(1)}
     with pytest.raises(StaleArtifactError, match="'other' hold other rows"):
         Fuser(Fused(), {name: shard["folders"][name] for name in scored}).fuse(shard["chats"], scored)
+
+
+def drawn(shard: dict[str, Any], names: list[str], draws: int, seed: int) -> dict[str, pa.Table]:
+    """The shard scored by draws, stored and read again."""
+    tables = {}
+    for name in names:
+        path = shard["folders"][name]
+        tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
+        scorer = TransformersScorer(path, 5, dtype="float32", sampling=Sampling(draws, seed))
+        scored = score_rows(render_rows(shard["chats"], tokenizer, settings), scorer)
+        tables[name] = read_draws(store_draws(scored, draws))
+    return tables
+
+
+def test_draws_are_aligned_and_chosen_as_top_k_are(shard: dict[str, Any]) -> None:
+    names = ["pivot", "other", "twin"]
+    fuser = Fuser(Fused(), {name: shard["folders"][name] for name in names[:2]})
+    sampled = fuser.fuse(shard["chats"], drawn(shard, names[:2], 40, 0))
+    top_k = fuser.fuse(shard["chats"], {name: shard["scored"][name] for name in names[:2]})
+    assert sampled.facts["rejected"] == top_k.facts["rejected"] == {"bad": "no answer"}
+    assert sampled.facts["chosen"] == top_k.facts["chosen"]
+    for name in ("covered", "one_to_one", "source_nll"):
+        ours, theirs = (facts["alignment"]["other"][name] for facts in (sampled.facts, top_k.facts))
+        assert ours == pytest.approx(theirs, abs=0.05)
+    for row in sampled.table.to_pylist()[:-1]:
+        ids = np.array(row["topk_ids"]).reshape(len(row["chosen"]), -1)
+        assert ids.shape[1] > 5 and (ids[:, 0] >= 0).all()
+
+
+def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
+    repeats, draws = 300, 8
+    exact = TransformersScorer(shard["folders"]["pivot"], 600, dtype="float32")
+    tokenizer, settings = open_reader(Model(model=""), Distributions(), shard["folders"]["pivot"])
+    rendered = render_rows(shard["chats"].slice(0, 1), tokenizer, settings)
+    whole = read_topk(score_rows(rendered, exact))
+    truth_TV = np.zeros((len(whole), 700))
+    np.put_along_axis(truth_TV, whole.ids_TK, np.exp(whole.logprobs_TK), axis=1)
+    mean_TV = np.zeros_like(truth_TV)
+    scorer = TransformersScorer(shard["folders"]["pivot"], 5, dtype="float32", sampling=Sampling(draws))
+    fuser = Fuser(Fused(), {name: shard["folders"][name] for name in ("pivot", "twin")})
+    for seed in range(repeats):
+        scorer._sampling = Sampling(draws, seed)
+        table = read_draws(store_draws(score_rows(rendered, scorer), draws))
+        projection = fuser._project("twin", read_scored(table), read_scored(table))
+        for t, (ids, logprobs) in enumerate(zip(projection.topk.ids_TK, projection.topk.logprobs_TK, strict=True)):
+            mean_TV[t, ids[ids >= 0]] += np.exp(logprobs[ids >= 0].astype(np.float64)) / repeats
+    deviation_TV = np.sqrt(truth_TV * (1 - truth_TV) / (repeats * draws))
+    assert (np.abs(mean_TV - truth_TV) < 5 * deviation_TV + 0.003).all()
