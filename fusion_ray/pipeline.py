@@ -19,7 +19,7 @@ STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
 _PLACEMENT = {
     "actors", "cpus_per_actor", "gpus_per_actor", "wait_s", "cpus_per_task", "cpus_per_worker", "gpus_per_worker",
     "side_by_side", "retries", "max_rejected", "checkpoint_every_steps", "controls", "concurrency", "timeout_s",
-    "block_mib", "batch_size", "nodes",
+    "block_mib", "batch_size", "nodes", "trackers",
 }  # fmt: skip
 
 State = Literal["done", "stale", "to do", "blocked"]

@@ -68,6 +68,7 @@ class Targets(Section):
     controls: tuple[Literal["sft", "self", "shuffled"], ...] = ("sft",)
     side_by_side: int | None = Field(None, ge=1)
     checkpoint_every_steps: int = Field(200, ge=1)
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     retries: int = Field(3, ge=0)
     wait_s: float = Field(600, gt=0)
 

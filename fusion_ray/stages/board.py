@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusion_ray.progress import Progress, Tell
 
@@ -20,8 +21,9 @@ class _Board:
 
 
 def open_board() -> Any:
-    """Start a board; it goes with the last handle to it."""
-    return ray.remote(num_cpus=0)(_Board).remote()
+    """Start a board on this node, which lives as long as the driver; it goes with the last handle to it."""
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
 
 def put_on(board: Any, progress: Progress) -> None:

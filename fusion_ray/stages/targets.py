@@ -1,7 +1,7 @@
 """Stage `targets`: the pivot is fine-tuned into one target per fused set, and into the control arms, side by side.
 
 Reads:  the fused shards (train, and validation for bits per byte on the way); the pivot's distributions for `self`.
-Writes: <name>/ a model folder (safetensors, config, tokenizer), metrics.jsonl, and last MANIFEST.json.
+Writes: <name>/ a model folder (safetensors, config, tokenizer), metrics.jsonl, tensorboard/, and last MANIFEST.json.
 
 Every target is a Ray Train run of its own, named by its fingerprint, so that running again goes on from its last
 checkpoint. Checkpoints lie in the hidden folder `.training` beside the model, and go when the manifest is written.
@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from fusion_ray.errors import ClusterError, EngineError, FusionRayError, StaleArtifactError
@@ -22,6 +22,7 @@ from fusion_ray.progress import Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.board import open_board, read_board
+from fusion_ray.stages.notices import NoticingTorch
 from fusion_ray.stages.training_worker import TargetTask, train_worker
 from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
@@ -89,7 +90,8 @@ def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
     started = time.monotonic()
     _clear(artifact)
     _wait_for_room(artifact, recipe.targets)
-    facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board))
+    run = f"{recipe.name}/{artifact.name}"
+    facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board, run))
     note_worker(facts["worker_peak_bytes"])
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
@@ -138,7 +140,7 @@ def _fit(task: TargetTask) -> dict[str, Any]:
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        torch_config=NoticingTorch(backend="nccl" if settings.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=bool(settings.gpus_per_worker),

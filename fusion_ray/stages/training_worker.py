@@ -15,11 +15,14 @@ from pyarrow import fs
 
 from fusion_ray.engines.control_arms import as_self, as_sft, as_shuffled
 from fusion_ray.engines.export import export_model
-from fusion_ray.engines.trainer import StepReport, Trainer
+from fusion_ray.engines.trackers import TrackedRun
+from fusion_ray.engines.trainer import Trainer, read_history
 from fusion_ray.engines.training_data import COLUMNS, TrainingRows
 from fusion_ray.errors import FusionRayError
 from fusion_ray.progress import Progress
 from fusion_ray.stages.board import put_on
+from fusion_ray.stages.following import Followed, following
+from fusion_ray.stages.notices import Notices, end_if_terminated
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.peak import read_peak
@@ -27,7 +30,6 @@ from fusion_ray.storage.shards import read_shard
 from fusion_ray.training import Targets
 
 METRICS = "metrics.jsonl"
-_TELL_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class TargetTask:
     Attributes:
         artifact: The target to make.
         board: Actor that takes progress reports.
+        run: What trackers call it, such as `mine/math`.
     """
 
     artifact: Artifact
@@ -44,6 +47,7 @@ class TargetTask:
     seed: int
     trust_remote_code: bool
     board: Any
+    run: str
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -61,16 +65,19 @@ def _train(task: TargetTask) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
     train, validation = read_rows(task, "train"), read_rows(task, "validation")
     pivot = task.artifact.models["pivot"].folder
-    teller = _Teller(task)
-    teller.tell(Progress(str(task.artifact), 0, 1, "loading"))
+    put_on(task.board, Progress(str(task.artifact), 0, 1, "loading"))
     trainer = Trainer(pivot, settings, seed=task.seed, trust_remote_code=task.trust_remote_code)
     checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else tempfile.TemporaryDirectory() as folder:
+    with (
+        checkpoint.as_directory() if checkpoint else tempfile.TemporaryDirectory() as folder,
+        following(_followed(task), read_history(Path(folder)) if checkpoint else []) as follow,
+    ):
         history = trainer.fit(
             train,
             validation if validation.answers_N.sum() else None,
-            report=teller.tell_step,
+            report=follow,
             save=_hand_to_ray,
+            wants_checkpoint=Notices(),
             resume_from=Path(folder) if checkpoint else None,
         )
     _export(task, trainer, pivot)
@@ -91,6 +98,13 @@ def _train(task: TargetTask) -> dict[str, Any]:
         "worker_peak_bytes": read_peak(),
         "worker_seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _followed(task: TargetTask) -> Followed:
+    artifact, settings = task.artifact, task.settings
+    identity = f"{task.run}-{artifact.fingerprint}".replace("/", "-")
+    run = TrackedRun(task.run, identity, settings.model_dump(mode="json") | {"seed": task.seed})
+    return Followed(str(artifact), artifact.folder, task.board, settings.trackers, run)
 
 
 def read_rows(task: TargetTask, split: str) -> TrainingRows:
@@ -118,6 +132,7 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
 
 def _hand_to_ray(folder: Path, step: int) -> None:
     ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+    end_if_terminated()
 
 
 def _export(task: TargetTask, trainer: Trainer, pivot: str) -> None:
@@ -130,27 +145,3 @@ def _export(task: TargetTask, trainer: Trainer, pivot: str) -> None:
     if first:
         lines = "".join(json.dumps(asdict(line)) + "\n" for line in trainer.history)
         write_bytes(join(task.artifact.folder, METRICS), lines.encode())
-
-
-class _Teller:
-    """Sends the first worker's progress to the driver, and not more often than anyone can read."""
-
-    def __init__(self, task: TargetTask) -> None:
-        self.task = task
-        self.last = 0.0
-
-    def tell(self, progress: Progress) -> None:
-        if ray.train.get_context().get_world_rank() == 0:
-            put_on(self.task.board, progress)
-
-    def tell_step(self, line: StepReport) -> None:
-        now = time.monotonic()
-        if now - self.last < _TELL_EVERY_S and line.step < line.total:
-            return
-        self.last = now
-        left_s = (line.total - line.step) * line.tokens / max(line.tokens_per_s, 1e-9)
-        detail = f"loss {line.loss:.3f} (gold {line.gold:.3f}, soft {line.soft:.3f}), {line.tokens_per_s:,.0f} tokens/s"
-        detail += f", {left_s:,.0f} s left" if line.step < line.total else ""
-        if line.bits_per_byte is not None:
-            detail += f", {line.bits_per_byte:.3f} bits per byte"
-        self.tell(Progress(str(self.task.artifact), line.step, line.total, detail))
