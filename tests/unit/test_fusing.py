@@ -193,7 +193,7 @@ def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
     for seed in range(repeats):
         scorer._sampling = Sampling(draws, seed)
         table = read_draws(store_draws(score_rows(rendered, scorer), draws))
-        projection = fuser._project("twin", read_scored(table), read_scored(table))
+        projection = fuser.project("twin", read_scored(table), read_scored(table))
         for t, (ids, logprobs) in enumerate(zip(projection.topk.ids_TK, projection.topk.logprobs_TK, strict=True)):
             mean_TV[t, ids[ids >= 0]] += np.exp(logprobs[ids >= 0].astype(np.float64)) / repeats
     deviation_TV = np.sqrt(truth_TV * (1 - truth_TV) / (repeats * draws))
