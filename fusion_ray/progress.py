@@ -14,6 +14,7 @@ class Progress:
         total: Units in all.
         detail: What else is worth seeing on the line: a loss, a rate.
         shard: The shard that was just finished, where it was one.
+        left_s: Seconds to go, where the stage knows better than by the share done so far.
     """
 
     what: str
@@ -21,6 +22,7 @@ class Progress:
     total: float
     detail: str = ""
     shard: str = ""
+    left_s: float | None = None
 
 
 Tell = Callable[[Progress], None]

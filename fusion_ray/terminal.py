@@ -16,6 +16,7 @@ from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 
 _QUIET_S = 10.0
+_QUIET_SHARE = 0.02
 _STATE_STYLES = {"done": "green", "stale": "yellow", "to do": "cyan", "blocked": "red"}
 
 
@@ -59,14 +60,22 @@ class _PlainLines:
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         finished = progress.done >= progress.total
-        if not finished and now - self.told.get(progress.what, -_QUIET_S) < _QUIET_S:
+        # In a job of hours a line every minute or two is enough.
+        quiet_s = max(_QUIET_S, _QUIET_SHARE * (now - self.started))
+        if not finished and now - self.told.get(progress.what, -quiet_s) < quiet_s:
             return
         if finished and self.told.get(progress.what) == float("inf"):
             return
         self.told[progress.what] = float("inf") if finished else now
         share = progress.done / progress.total if progress.total else 1.0
-        line = f"{now - self.started:7.1f} s  {progress.what:<24} {share:>5.0%}  {progress.detail}"
+        left = "" if finished or progress.left_s is None else f", {_clock(progress.left_s)} left"
+        line = f"{now - self.started:7.1f} s  {progress.what:<24} {share:>5.0%}  {progress.detail}{left}"
         self.console.print(line.rstrip(), markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def plan_table(recipe: Recipe, statuses: list[Status]) -> Table:

@@ -12,8 +12,13 @@ from fusion_ray.algorithms.chat import Rendered, Template, choose_template, cut,
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import Scorer
-from fusion_ray.errors import AlignmentError, FusionRayError
+from fusion_ray.errors import AlignmentError, EngineError, FusionRayError
 from fusion_ray.recipe import Distributions, Model
+from fusion_ray.storage.attempts import Attempts
+
+# Rows of one shard that may kill the engine, each alone, before the engine itself is to blame.
+_MOST_KILLERS = 8
+
 
 RENDERED_SCHEMA = pa.schema(
     [
@@ -122,6 +127,46 @@ def score_rows(rendered: pa.Table, scorer: Scorer) -> pa.Table:
                 row = {"id": row["id"], "reason": str(error)}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=DISTRIBUTIONS_SCHEMA)
+
+
+def score_surviving(rendered: pa.Table, scorer: Scorer, attempts: Attempts) -> pa.Table:
+    """Score a shard whose earlier attempts may have died; see `score_rows`.
+
+    The first retry scores all rows together once more, and gives the bytes of an undisturbed run: most processes die
+    of something else than their rows. After the second death each row is scored alone, which may change the last
+    bits, and a row during which the process dies again is rejected.
+
+    Raises:
+        EngineError: So many rows kill the engine, each alone, that the cause is not in them.
+    """
+    if len(attempts.killers) >= _MOST_KILLERS:
+        attempts.end()
+        row, why = next(iter(attempts.killers.items()))
+        raise EngineError(
+            f"the engine died {attempts.deaths_together} times over a whole shard, then over {_MOST_KILLERS} of its "
+            f"rows one by one, so it is the engine and not the rows (row {rendered['id'][row]}: {why}). Check its "
+            "settings, memory and device, and run again."
+        )
+    rendered = _without_killers(rendered, attempts)
+    if attempts.deaths_together < 2:
+        attempts.begin()
+        return score_rows(rendered, scorer)
+    parts = []
+    for row in range(len(rendered)):
+        alone = rendered.slice(row, 1)
+        if not alone["reason"][0].is_valid:
+            attempts.begin(row)
+        parts.append(score_rows(alone, scorer))
+    return pa.concat_tables(parts)
+
+
+def _without_killers(rendered: pa.Table, attempts: Attempts) -> pa.Table:
+    if not attempts.killers:
+        return rendered
+    rows = rendered.to_pylist()
+    for row, why in attempts.killers.items():
+        rows[row] = {"id": rows[row]["id"], "reason": f"the engine died each time it read this row: {why}"}
+    return pa.Table.from_pylist(rows, schema=RENDERED_SCHEMA)
 
 
 def answer_positions(turn_starts: list[int], turn_lengths: list[int]) -> np.ndarray:

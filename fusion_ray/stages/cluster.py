@@ -7,13 +7,16 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+import ray.util
 
 from fusion_ray.errors import ClusterError, FusionRayError
 from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
@@ -80,28 +83,43 @@ def can_autoscale() -> bool:
     return bool(os.environ.get("RAY_AUTOSCALING") or ray.cluster_resources().get("autoscaling_head"))
 
 
-def require(what: str, *, cpus: float, gpus: float = 0.0, nodes: str | None = None) -> None:
-    """Refuse at once a request that no node of a fixed cluster can ever satisfy.
+def require(
+    what: str,
+    *,
+    cpus: float,
+    gpus: float = 0.0,
+    nodes: str | None = None,
+    count: int = 1,
+    wait_s: float | None = None,
+) -> None:
+    """Refuse a request that the cluster can never satisfy: at once on a fixed one, after `wait_s` where it may grow.
+
+    What others hold does not count: that is only a matter of waiting.
 
     Args:
-        what: Who asks.
+        what: Whose request it is, and in which section of the recipe its settings stand.
+        cpus: CPUs that one process needs, all on one node.
+        gpus: GPUs, likewise.
         nodes: Label that the node must carry, as `key=value`.
+        count: Such processes that are needed at the same time.
+        wait_s: How long a cluster that can grow may take to; None does not wait for it.
 
     Raises:
-        ClusterError: No single node has that many CPUs and GPUs, and the label.
+        ClusterError: There is no room for so many processes of that size.
     """
-    if can_autoscale():
+    if _room(cpus, gpus, nodes) >= count:
         return
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    labels = label_selector(nodes).items()
-    there = [node["Resources"] for node in alive if labels <= node["Labels"].items()]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there):
+    if can_autoscale() and (wait_s is None or _grows(cpus, gpus, nodes, count, wait_s)):
         return
+    waited = f" after {wait_s:g} s ({what}.wait_s)" if can_autoscale() else ""
+    there = _nodes(nodes)
     found = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in there) or "no nodes"
     labelled = f" labelled {nodes}" if nodes else ""
+    times = f"{count} times " if count > 1 else ""
     raise ClusterError(
-        f"{what} asks for {cpus:g} CPU and {gpus:g} GPU on one node{labelled}; this cluster has: {found}{labelled}. "
-        "Ask for less in the recipe (cpus_per_*, gpus_per_*, nodes) or start other nodes."
+        f"{what} asks for {times}{cpus:g} CPU and {gpus:g} GPU on one node{labelled}; this cluster has{waited}: "
+        f"{found}{labelled}. Ask for less in the recipe (cpus_per_*, gpus_per_*, actors.min, nodes) or start other "
+        "nodes."
     )
 
 
@@ -113,6 +131,36 @@ def label_selector(nodes: str | None) -> dict[str, str]:
     """
     key, _, value = (nodes or "").partition("=")
     return {key: value} if nodes else {}
+
+
+def _nodes(nodes: str | None) -> list[dict[str, float]]:
+    labels = label_selector(nodes).items()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and labels <= node["Labels"].items()]
+
+
+def _room(cpus: float, gpus: float, nodes: str | None) -> int:
+    """How many processes of that size the cluster could hold if it were empty."""
+    wanted = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    fits = [
+        min((int(node.get(name, 0) / each + 1e-9) for name, each in wanted.items()), default=sys.maxsize)
+        for node in _nodes(nodes)
+    ]
+    return sum(fits)
+
+
+def _grows(cpus: float, gpus: float, nodes: str | None, count: int, wait_s: float) -> bool:
+    """Ask the autoscaler for room, by a placement group that never gets used, and wait for the nodes."""
+    deadline = time.monotonic() + wait_s
+    bundle = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    demand = ray.util.placement_group([bundle] * count, bundle_label_selector=[label_selector(nodes)] * count)
+    try:
+        while _room(cpus, gpus, nodes) < count:
+            if time.monotonic() >= deadline:
+                return False
+            demand.wait(min(1.0, wait_s))
+    finally:
+        ray.util.remove_placement_group(demand)
+    return True
 
 
 def stream(

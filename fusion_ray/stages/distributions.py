@@ -8,39 +8,64 @@ A shard travels through Ray Data as one row: rendered by CPU tasks, scored by an
 written there under its final name. Shards that are on disk already are not scored again.
 """
 
+import os
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from threading import Thread
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import ray.data
 
-from fusion_ray.engines.scorer import Scorer, open_scorer
-from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_rows, sum_scores
-from fusion_ray.progress import Progress, Tell
+from fusion_ray.engines.scorer import OpenScorer, Scorer, open_scorer
+from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_surviving, sum_scores
+from fusion_ray.errors import DeadEngineError
+from fusion_ray.progress import Tell
 from fusion_ray.recipe import CompactStore, Distributions, Model, Recipe, SampledStore, Store
 from fusion_ray.stages import cluster
+from fusion_ray.stages.metrics import Meter
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.attempts import Attempts, forget_attempts, open_attempts
 from fusion_ray.storage.draws_codec import store_draws
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
 
+# A dead engine may not end by itself; its actor waits this long.
+_CLOSING_S = 10.0
 
-def build_distributions(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
+
+def build_distributions(
+    recipe: Recipe, artifacts: list[Artifact], tell: Tell, open_scorer: OpenScorer = open_scorer
+) -> None:
     """Score the corpus with the model of every artifact, several side by side while the cluster has room.
+
+    Args:
+        recipe: The run.
+        artifacts: One for each model to score with.
+        tell: Receives progress reports.
+        open_scorer: Starts the engine in each actor; another one than the recipe's, for benchmarks and tests.
 
     Raises:
         ClusterError: The cluster can never run one actor as the recipe asks for it.
         ArtifactError: A model had to reject more rows than max_rejected allows.
     """
     settings = recipe.distributions
-    cluster.require("distributions", cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes)
+    cluster.require(
+        "distributions",
+        cpus=settings.cpus_per_actor,
+        gpus=settings.gpus_per_actor,
+        nodes=settings.nodes,
+        count=settings.actors.min,
+        wait_s=settings.wait_s,
+    )
     with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
-        futures = [pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts]
+        futures = [pool.submit(_build_one, recipe, artifact, tell, open_scorer) for artifact in artifacts]
         for future in futures:
             future.result()
 
@@ -55,33 +80,41 @@ def _side_by_side(settings: Distributions, wanted: int) -> int:
     return max(1, min(fits))
 
 
-def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
+def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: OpenScorer) -> None:
     started = time.monotonic()
     retract_manifest(artifact.folder)
+    forget_attempts(artifact.folder)
     corpus = artifact.inputs["corpus"]
     planned = read_manifest(corpus.folder).shards
     found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
     records = [record for record in found.values() if record]
     todo = [shard for shard in planned if not found[shard.path]]
-    total_rows = sum(shard.rows for shard in planned)
-    done_rows, tokens = sum(record.rows for record in records), 0
-    tell(Progress(str(artifact), done_rows, total_rows))
-    for result in _score_shards(recipe, artifact, todo):
+    meter = Meter(
+        recipe.name,
+        artifact,
+        tell,
+        rows_done=sum(record.rows for record in records),
+        rows_total=sum(shard.rows for shard in planned),
+        actors=recipe.distributions.actors.max,
+    )
+    for result in _score_shards(recipe, artifact, todo, open_scorer):
+        actor = result.pop("actor")
         record = ShardRecord(**result)
         records.append(record)
-        done_rows += record.rows
-        tokens += record.facts["answer_tokens"]
-        rate = tokens / (time.monotonic() - started)
-        tell(Progress(str(artifact), done_rows, total_rows, f"{rate:,.0f} answer tokens/s", record.path))
+        meter.add(actor, record.rows, record.facts["answer_tokens"], len(record.facts["rejected"]), record.path)
+    meter.close()
     order = {shard.path: number for number, shard in enumerate(planned)}
     records.sort(key=lambda record: order[record.path])
     rejected = settle_rejections(artifact, records, recipe.distributions.max_rejected)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "rejected": rejected}
+    forget_attempts(artifact.folder)
     write_manifest(artifact, seconds=time.monotonic() - started, shards=records, facts=facts)
 
 
-def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> Iterator[Any]:
+def _score_shards(
+    recipe: Recipe, artifact: Artifact, todo: list[ShardRecord], open_scorer: OpenScorer
+) -> Iterator[Any]:
     """Stream shards through rendering tasks and a pool of scoring actors; yields their records as they finish."""
     if not todo:
         return
@@ -92,9 +125,10 @@ def _score_shards(recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -
     if cluster.total("CPU") > pools:
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
     # Where actors take every CPU, rendering tasks would wait for ever: then the actors render.
+    # Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the shard that it held.
     scored = shards.map_batches(
         _Score,
-        fn_constructor_args=(recipe, artifact, render),
+        fn_constructor_args=(recipe, artifact, render, open_scorer),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=settings.cpus_per_actor,
@@ -130,20 +164,26 @@ def _reader(model: Model, settings: Distributions, folder: str, pivot: str | Non
 class _Score:
     """Holds the model; scores one shard a call and commits it."""
 
-    def __init__(self, recipe: Recipe, artifact: Artifact, render: _Render) -> None:
+    def __init__(self, recipe: Recipe, artifact: Artifact, render: _Render, open_scorer: OpenScorer) -> None:
         self.artifact = artifact
         self.render = render
         self.store = recipe.distributions.store
-        model = recipe.models()[artifact.name]
-        self.scorer: Scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
+        self.scorer = open_scorer(recipe.models()[artifact.name], recipe.distributions, artifact.models["model"].folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (row,) = batch.to_pylist()
         row = row if "rendered" in row else self.render(row)
-        scored = score_rows(cluster.from_ipc(row["rendered"]), self.scorer)
-        table = _pack(scored, self.store)
-        record = write_shard(self.artifact.folder, row["path"], table, self.artifact.fingerprint, sum_scores(scored))
-        return cluster.result_table(asdict(record))
+        attempts = open_attempts(self.artifact.folder, row["path"])
+        try:
+            scored = score_surviving(cluster.from_ipc(row["rendered"]), self.scorer, attempts)
+        except DeadEngineError as error:
+            _leave(self.scorer, attempts, error)
+        facts = sum_scores(scored)
+        record = write_shard(
+            self.artifact.folder, row["path"], _pack(scored, self.store), self.artifact.fingerprint, facts
+        )
+        attempts.end()
+        return cluster.result_table(asdict(record) | {"actor": f"{socket.gethostname()}/{os.getpid()}"})
 
 
 def _pack(scored: pa.Table, store: Store) -> pa.Table:
@@ -153,3 +193,14 @@ def _pack(scored: pa.Table, store: Store) -> pa.Table:
         case SampledStore():
             return store_draws(scored, store.draws)
     return scored
+
+
+def _leave(scorer: Scorer, attempts: Attempts, error: DeadEngineError) -> NoReturn:
+    """End this process, and the engine's own ones with it, so that Ray starts the actor anew."""
+    attempts.explain(str(error))
+    sys.stderr.write(f"{error}\n")
+    sys.stderr.flush()
+    closing = Thread(target=scorer.close, daemon=True)
+    closing.start()
+    closing.join(_CLOSING_S)
+    os._exit(1)

@@ -1,0 +1,82 @@
+"""Chats that cannot be used are rejected by id and reason, counted, and touch no other row."""
+
+import json
+from pathlib import Path
+
+import pytest
+import ray
+from toy_models import save_toy, sentencepiece_tokenizer
+from transformers import AutoModelForCausalLM
+
+from fusion_ray import pipeline
+from fusion_ray.errors import ArtifactError
+from fusion_ray.recipe import Recipe, parse_recipe
+from fusion_ray.stages import cluster
+from fusion_ray.storage.artifacts import read_manifest
+from fusion_ray.storage.shards import read_shard
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+GOOD = [f"row-{n}" for n in range(8)]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Eight good chats and one of each bad kind; the source gives NaN after the letter ß."""
+    folder = tmp_path_factory.mktemp("bad")
+    tokenizer = sentencepiece_tokenizer()
+    pivot = save_toy(folder / "pivot", "llama", tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(pivot)
+    (sick,) = set(tokenizer("ß", add_special_tokens=False)["input_ids"][-1:])
+    model.model.embed_tokens.weight.data[sick] = float("nan")
+    model.save_pretrained(folder / "sick")
+    tokenizer.save_pretrained(folder / "sick")
+    chats = [_chat(identity, f"The answer to {identity} is no.") for identity in GOOD]
+    chats += [_chat("row-3", "The same id again."), _chat("sharp", "A sharp ß is here."), _chat("long", "la " * 300)]
+    chats += [{"id": "critic", "messages": [{"role": "critic", "content": "Hm."}, *_chat("", "No.")["messages"]]}]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return parse_recipe(
+        {
+            "name": "bad",
+            "runs": str(folder / "runs"),
+            "pivot": {"model": pivot},
+            "sources": [{"name": "sick", "model": str(folder / "sick")}],
+            "corpus": {"path": str(folder / "chats.jsonl"), "heldout": 0, "validation": 0, "max_rejected": 0.5},
+            "distributions": {"top_k": 4, "max_length": 200, "too_long": "reject", "max_rejected": 0.5},
+        }
+    )
+
+
+def _chat(identity: str, answer: str) -> dict[str, object]:
+    return {
+        "id": identity,
+        "messages": [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": answer}],
+    }
+
+
+def test_every_bad_chat_is_rejected_with_its_reason_and_no_other(recipe: Recipe) -> None:
+    cluster.connect("local", num_cpus=2)
+    pipeline.run(recipe, until="distributions")
+    for name, sick in (("pivot", {}), ("sick", {"sharp": "the model gave NaN"})):
+        folder = Path(recipe.folder, "2_distributions", name)
+        listed = [json.loads(line) for line in (folder / "rejected" / "rows.jsonl").read_text().splitlines()]
+        found = {row["id"]: row["reason"] for row in listed}
+        expected = {"row-3": "an earlier chat has this id", "long": "more than max_length 200", "critic": "role"} | sick
+        assert found.keys() == expected.keys()
+        for identity, words in expected.items():
+            assert words in found[identity]
+        manifest = read_manifest(str(folder))
+        assert manifest.facts["rejected"] == len(expected)
+        (shard,) = manifest.shards
+        table = read_shard(str(folder), shard)
+        used = [row["id"] for row in table.to_pylist() if row["reason"] is None]
+        assert used == [*GOOD, *(["sharp"] if not sick else [])]
+
+
+def test_more_bad_chats_than_the_recipe_allows_fail_the_stage(recipe: Recipe) -> None:
+    strict = recipe.model_copy(
+        update={"distributions": recipe.distributions.model_copy(update={"max_rejected": 0.1, "top_k": 3})}
+    )
+    with pytest.raises(ArtifactError, match=r"3 of 12 rows cannot be used.*max_rejected \(10.0%\)"):
+        pipeline.run(strict, until="distributions")
+    ray.shutdown()

@@ -1,0 +1,78 @@
+"""What a stage asks of a cluster: refused at once where it cannot grow, waited for where it can."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from fusion_ray.errors import ClusterError
+from fusion_ray.stages import cluster
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.usefixtures("machines"),
+]
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Cluster]:
+    """Two nodes of two CPUs, without GPUs."""
+    ray.shutdown()
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    machines.add_node(num_cpus=2)
+    cluster.connect(machines.address)
+    yield machines
+    ray.shutdown()
+    machines.shutdown()
+
+
+@pytest.mark.parametrize("asked", [{"cpus": 2, "count": 2}, {"cpus": 0.5, "count": 8}, {"cpus": 0, "count": 9}])
+def test_what_fits_is_let_through(asked: dict[str, float]) -> None:
+    cluster.require("distributions", **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cpus": 3}, "asks for 3 CPU and 0 GPU on one node; this cluster has: 2 CPU, 0 GPU; 2 CPU, 0 GPU"),
+        ({"cpus": 1, "gpus": 1}, "asks for 1 CPU and 1 GPU on one node"),
+        ({"cpus": 2, "count": 3}, "asks for 3 times 2 CPU and 0 GPU on one node"),
+    ],
+)
+def test_a_fixed_cluster_refuses_at_once(asked: dict[str, float], words: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=words):
+        cluster.require("distributions", wait_s=60, **asked)  # type: ignore[arg-type]
+    assert time.monotonic() - started < 10
+
+
+def test_a_cluster_that_can_grow_is_waited_for_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTOSCALING", "1")
+    words = r"1 GPU on one node; this cluster has after 2 s \(distributions.wait_s\): 2 CPU, 0 GPU; 2 CPU, 0 GPU"
+    with pytest.raises(ClusterError, match=words):
+        cluster.require("distributions", cpus=1, gpus=1, wait_s=2)
+
+
+def test_a_node_that_comes_in_time_is_enough(machines: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTOSCALING", "1")
+    comes = threading.Thread(target=_add_once_asked, args=(machines,))
+    comes.start()
+    cluster.require("distributions", cpus=1, gpus=1, wait_s=60)
+    comes.join()
+    assert cluster.total("GPU") == 1
+    assert _pending() == []
+
+
+def _add_once_asked(machines: Cluster) -> None:
+    """A node with a GPU, as an autoscaler adds one, when the demand for it can be seen."""
+    while not _pending():
+        os.sched_yield()
+    machines.add_node(num_cpus=1, num_gpus=1)
+
+
+def _pending() -> list[dict[str, object]]:
+    return [group for group in ray.util.placement_group_table().values() if group["state"] == "PENDING"]
