@@ -251,6 +251,17 @@ class Recipe(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _draws_are_taught_as_draws(self) -> "Recipe":
+        store, tail = self.distributions.store.kind, self.targets.tail
+        if (store == "sampled") != (tail == "sampled"):
+            what = "shares of draws are no top-k" if store == "sampled" else "a top-k is not drawn"
+            raise ValueError(
+                f"distributions.store is {store} and targets.tail is {tail}: {what}. Draws are stored and taught as "
+                "such: set both to sampled, or neither"
+            )
+        return self
+
     @property
     def folder(self) -> str:
         """Where the run's artifacts lie."""

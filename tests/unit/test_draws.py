@@ -176,8 +176,27 @@ def test_draws_need_an_engine_that_gives_whole_distributions(folder):
         "sources": [{"name": "big", "model": folder, "engine": "vllm"}],
         "corpus": {"path": "chats.jsonl"},
         "distributions": {"store": {"kind": "sampled", "draws": 20}},
+        "targets": {"tail": "sampled"},
     }
     with pytest.raises(RecipeError, match=r"sampled needs the engine transformers, and big has vllm"):
         parse_recipe(recipe)
     recipe["sources"][0]["engine"] = "transformers"
     assert parse_recipe(recipe).distributions.store == SampledStore(draws=20)
+
+
+@pytest.mark.parametrize(
+    ("store", "tail"), [("sampled", "bucket"), ("sampled", "renormalise"), ("compact", "sampled"), ("plain", "sampled")]
+)
+def test_draws_are_stored_and_taught_together_or_not_at_all(store, tail):
+    recipe = {
+        "name": "x",
+        "pivot": {"model": "one"},
+        "sources": [{"name": "other", "model": "two"}],
+        "corpus": {"path": "chats.jsonl"},
+        "distributions": {"store": store},
+        "targets": {"tail": tail},
+    }
+    with pytest.raises(
+        RecipeError, match=rf"distributions\.store is {store} and targets\.tail is {tail}: .*both to sampled"
+    ):
+        parse_recipe(recipe)
