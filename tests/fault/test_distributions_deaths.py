@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,6 @@ def test_a_node_lost_in_the_middle_changes_no_byte(folder: Path, undisturbed: di
 def remove_the_node(machines: Cluster, nodes: list[Any], told: Path) -> None:
     """Kill the node whose actor has told that it is in the middle of a shard."""
     while not told.exists() or "@" not in told.read_text():
-        os.sched_yield()
+        time.sleep(0.05)
     (node,) = [node for node in nodes if node.node_id == told.read_text().split("@")[1]]
     machines.remove_node(node, allow_graceful=False)

@@ -1,6 +1,5 @@
 """What a stage asks of a cluster: refused at once where it cannot grow, waited for where it can."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -70,7 +69,7 @@ def test_a_node_that_comes_in_time_is_enough(machines: Cluster, monkeypatch: pyt
 def _add_once_asked(machines: Cluster) -> None:
     """A node with a GPU, as an autoscaler adds one, when the demand for it can be seen."""
     while not _pending():
-        os.sched_yield()
+        time.sleep(0.05)
     machines.add_node(num_cpus=1, num_gpus=1)
 
 
