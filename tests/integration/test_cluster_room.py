@@ -1,8 +1,8 @@
 """What a stage asks of a cluster: refused at once where it cannot grow, waited for where it can."""
 
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -58,19 +58,15 @@ def test_a_cluster_that_can_grow_is_waited_for_and_then_refused(monkeypatch: pyt
 
 def test_a_node_that_comes_in_time_is_enough(machines: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTOSCALING", "1")
-    comes = threading.Thread(target=_add_once_asked, args=(machines,))
-    comes.start()
-    cluster.require("distributions", cpus=1, gpus=1, wait_s=60)
-    comes.join()
-    assert cluster.total("GPU") == 1
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cluster.require, "distributions", cpus=1, gpus=1, wait_s=120)
+        while not _pending():  # as an autoscaler, which adds a node for the demand that it can see
+            assert not asked.done(), "nothing was asked of the autoscaler"
+            time.sleep(0.05)
+        machines.add_node(num_cpus=1, num_gpus=1)
+        asked.result()
+    assert ray.cluster_resources()["GPU"] == 1
     assert _pending() == []
-
-
-def _add_once_asked(machines: Cluster) -> None:
-    """A node with a GPU, as an autoscaler adds one, when the demand for it can be seen."""
-    while not _pending():
-        time.sleep(0.05)
-    machines.add_node(num_cpus=1, num_gpus=1)
 
 
 def _pending() -> list[dict[str, object]]:
