@@ -85,6 +85,7 @@ def test_an_actor_killed_in_the_middle_changes_no_byte(folder: Path, undisturbed
     assert not (Path(artifact.folder) / "attempts").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("death", "why"), [(vanish, "ended without a word"), (fail, "illegal memory access")])
 def test_a_row_that_kills_the_engine_again_and_again_is_rejected_by_id(folder: Path, undisturbed, death, why) -> None:
     artifact = score(dying_recipe(folder, death.__name__, (PLANTED_AT,)), opens(death))

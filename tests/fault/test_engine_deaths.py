@@ -44,7 +44,13 @@ def start_actor(folder: Path, runs: str, death: str) -> int:
     return subprocess.run(command, env=os.environ | paths, capture_output=True, timeout=200, check=False).returncode
 
 
-@pytest.mark.parametrize(("death", "code", "why"), [(vanish, -9, "without a word"), (fail, 1, "illegal memory access")])
+@pytest.mark.parametrize(
+    ("death", "code", "why"),
+    [
+        pytest.param(vanish, -9, "without a word", marks=pytest.mark.slow),
+        (fail, 1, "illegal memory access"),
+    ],
+)
 def test_a_process_started_anew_ends_with_the_row_that_kills_it_rejected(tmp_path: Path, death, code, why) -> None:
     recipe = dying_recipe(tmp_path, "toy", (PLANTED_AT,), rows=10)
     artifact = dying_artifact(recipe, lay_out=True)
