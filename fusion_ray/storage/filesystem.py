@@ -9,7 +9,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -167,7 +167,8 @@ def delete(uri: str) -> None:
     place = locate(uri)
     kind = place.filesystem.get_file_info(place.path).type
     if kind == fs.FileType.Directory:
-        place.filesystem.delete_dir(place.path)
+        with suppress(FileNotFoundError):  # On gs:// a folder may have no object of its own, only what is in it.
+            place.filesystem.delete_dir(place.path)
     elif kind == fs.FileType.File:
         place.filesystem.delete_file(place.path)
 

@@ -22,6 +22,7 @@ from chaos import patiently, small_recipe
 from toy_head import RAY, free_port, read_until_started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
 
@@ -29,11 +30,13 @@ def config(gcs: str) -> dict[str, Any]:
     """Pools as in cluster/, only small."""
     pool = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2, "labels": {"pool": "cpu"}}
     head = {"resources": {"CPU": 0, "autoscaling_head": 1}, "node_config": {}, "max_workers": 0}
+    more = {"launch_multiple": True, "head_node_id": HEAD_ID}
     return {
         "cluster_name": "toy",
         "max_workers": 3,
         "idle_timeout_minutes": 0.1,
-        "provider": {"type": "fake_multinode", "gcs_address": gcs, "launch_multiple": True, "head_node_id": HEAD_ID},
+        # By its class and not its type, for then Ray would read an example.yaml that its wheel lacks.
+        "provider": {"type": "external", "module": PROVIDER, "gcs_address": gcs} | more,
         "available_node_types": {"ray.head.default": head, "cpu": pool},
         "head_node_type": "ray.head.default",
         "upscaling_speed": 10.0,
