@@ -122,9 +122,10 @@ def _score_shards(
     render = _Render(recipe, artifact, todo)
     shards = cluster.numbers(len(todo))
     pools = settings.cpus_per_actor * settings.actors.max * _side_by_side(settings, len(recipe.models()))
-    if cluster.total("CPU") > pools:
+    if settings.gpus_per_actor and cluster.total("CPU") > pools:
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
-    # Where actors take every CPU, rendering tasks would wait for ever: then the actors render.
+    # Where actors take every CPU, rendering tasks would wait for ever; and actors that score on CPUs may come to take
+    # all that a cluster can grow to. Then the actors render.
     # Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the shard that it held.
     scored = shards.map_batches(
         _Score,
