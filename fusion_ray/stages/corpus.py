@@ -20,6 +20,7 @@ from fusion_ray.errors import RecipeError
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Corpus, Recipe
 from fusion_ray.stages import cluster
+from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.chats import CORPUS_SCHEMA, Chat, chat_files, read_chats
 from fusion_ray.storage.rejections import settle_rejections
@@ -57,6 +58,8 @@ def build_corpus(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     for done, result in enumerate(cluster.stream(files, write, cpus=1), start=1):
         records += [ShardRecord(**record) for record in result]
         tell(Progress(str(artifact), done, len(files)))
+        rows = sum(file.rows for file in files)
+        set_shard_metrics(recipe.name, artifact, records, rows, time.monotonic() - started)
     records.sort(key=lambda record: (SPLITS.index(record.path.split("/")[0]), record.path))
     rejected = settle_rejections(artifact, records, recipe.corpus.max_rejected)
     facts = _sum_facts(recipe, records) | {"rejected": rejected}

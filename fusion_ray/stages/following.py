@@ -1,4 +1,4 @@
-"""Those who follow a training run while it goes: the live line, and the trackers' curves."""
+"""Those who follow a training run while it goes: the live line, Ray's metrics, and the trackers' curves."""
 
 import tempfile
 import time
@@ -16,6 +16,8 @@ from fusion_ray.engines.trainer import StepReport
 from fusion_ray.errors import EngineError
 from fusion_ray.progress import Progress
 from fusion_ray.stages.board import put_on
+from fusion_ray.stages.metrics import set_metrics
+from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.filesystem import locate
 
 _TELL_EVERY_S = 0.5
@@ -25,16 +27,16 @@ class Followed(NamedTuple):
     """A training run as those who follow it know it.
 
     Attributes:
-        what: The artifact, such as `targets/math`.
-        folder: URI of its folder.
+        run: The recipe's name.
+        artifact: The target that is being made.
         board: Actor that takes progress reports.
     """
 
-    what: str
-    folder: str
+    run: str
+    artifact: Artifact
     board: Any
     trackers: tuple[str, ...]
-    run: TrackedRun
+    tracked: TrackedRun
 
 
 @contextmanager
@@ -58,11 +60,11 @@ def following(followed: Followed, before: list[StepReport]) -> Iterator[Callable
 
 @contextmanager
 def _first_worker_s(followed: Followed, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
-    place, trackers = locate(followed.folder), list[Tracker]()
+    place, trackers = locate(followed.artifact.folder), list[Tracker]()
     with tempfile.TemporaryDirectory(prefix="fusion_ray_curves_") as temporary:
         folder = Path(place.path) if place.is_local else Path(temporary)
         try:
-            trackers = open_trackers(followed.trackers, followed.run, folder, before)
+            trackers = open_trackers(followed.trackers, followed.tracked, folder, before)
         except EngineError as error:
             _agree(error)
         _agree(None)
@@ -70,6 +72,7 @@ def _first_worker_s(followed: Followed, before: list[StepReport]) -> Iterator[Ca
 
         def follow(report: StepReport) -> None:
             line.show(report)
+            _set_gauges(followed, report)
             for tracker in trackers:
                 tracker.log(report.step, curve_values(report))
 
@@ -108,9 +111,19 @@ class _LiveLine:
             detail += f", {self._bits_per_byte:.3f} bits per byte"
         detail += f", {line.tokens_per_s:,.0f} tokens/s"
         if line.step < line.total:
-            left_s = (line.total - line.step) * line.tokens / max(line.tokens_per_s, 1e-9)
-            detail += f", {_clock(left_s)} left"
-        put_on(self._followed.board, Progress(self._followed.what, line.step, line.total, detail))
+            detail += f", {_clock(_left_s(line))} left"
+        put_on(self._followed.board, Progress(str(self._followed.artifact), line.step, line.total, detail))
+
+
+def _set_gauges(followed: Followed, line: StepReport) -> None:
+    values = {"loss": line.loss, "loss_gold": line.gold, "loss_soft": line.soft, "tokens_per_s": line.tokens_per_s}
+    values |= {"steps_done": line.step, "steps_total": line.total, "seconds_left": _left_s(line)}
+    values |= {} if line.bits_per_byte is None else {"bits_per_byte": line.bits_per_byte}
+    set_metrics(followed.run, followed.artifact, **values)
+
+
+def _left_s(line: StepReport) -> float:
+    return (line.total - line.step) * line.tokens / max(line.tokens_per_s, 1e-9)
 
 
 def _clock(seconds: float) -> str:

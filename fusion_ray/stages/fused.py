@@ -25,6 +25,7 @@ from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import BytesAlign, Fused, Recipe
 from fusion_ray.stages import cluster
+from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
@@ -55,12 +56,14 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     todo = [path for path in paths if path not in records]
     tell(Progress(str(artifact), len(records), len(paths)))
     if todo:
+        rows = sum(shard.rows for split in _SPLITS for shard in manifests["corpus"].shards_of(split))
         shards = _Shards(artifact, manifests)
         work = _FuseShard(recipe.fused, shards, _gather_statistics(recipe.fused, shards))
         for result in cluster.stream(todo, work, cpus=recipe.fused.cpus_per_task):
             record = ShardRecord(**result)
             records[record.path] = record
             tell(Progress(str(artifact), len(records), len(paths), shard=record.path))
+            set_shard_metrics(recipe.name, artifact, list(records.values()), rows, time.monotonic() - started)
     ordered = [records[path] for path in paths]
     rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected)
     facts = _sum_facts(ordered) | {"rejected": rejected}

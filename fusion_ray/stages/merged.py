@@ -27,6 +27,7 @@ from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.learned_weights import resolve_learned
+from fusion_ray.stages.metrics import set_metrics
 from fusion_ray.storage.artifacts import Artifact, model_folder, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
 from fusion_ray.storage.filesystem import join, list_files, sha256_of_file
@@ -52,7 +53,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     if recipe.merged.method.kind == "learned":
         plan = resolve_learned(recipe, artifact, plan, squares, tell)
     plan = resolve_weights(plan, squares)
-    records = _write(plan, artifact, tell)
+    records = _write(recipe.name, plan, artifact, tell)
     save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), artifact.folder)
     finish_weights(records, artifact.folder)
     card = Card(
@@ -107,15 +108,16 @@ def _threads(tasks: int) -> int:
     return max(1, int(min(cluster.total("CPU") // max(1, tasks), cluster.largest_node("CPU"))))
 
 
-def _write(plan: MergePlan, artifact: Artifact, tell: Tell) -> list[FileRecord]:
+def _write(run: str, plan: MergePlan, artifact: Artifact, tell: Tell) -> list[FileRecord]:
     threads = _threads(len(plan.files))
 
     def write(file: OutputFile) -> dict[str, Any]:
         _ = artifact.models["pivot"].readable
         return write_file(plan, file, artifact.folder, threads).__dict__
 
-    records = []
+    records, started = [], time.monotonic()
     for done, result in enumerate(cluster.stream(list(plan.files), write, cpus=threads), start=1):
         records.append(FileRecord(**result))
         tell(Progress(str(artifact), done, len(plan.files), "merging"))
+        set_metrics(run, artifact, bytes_per_s=sum(r.nbytes for r in records) / (time.monotonic() - started))
     return sorted(records, key=lambda record: record.file)

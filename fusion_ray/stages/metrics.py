@@ -12,6 +12,7 @@ from ray.util.metrics import Gauge
 
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.storage.artifacts import Artifact
+from fusion_ray.storage.shards import ShardRecord
 
 GAUGES = {
     "rows_done": "Rows that are finished, those of earlier runs included",
@@ -21,6 +22,13 @@ GAUGES = {
     "tokens_per_s": "Tokens a second, over the last shards",
     "actors": "Actors that finished one of the last shards",
     "seconds_left": "Time to go at this speed",
+    "bytes_per_s": "Bytes written a second, over this artifact",
+    "steps_done": "Updates of a training run that are done",
+    "steps_total": "Updates in all",
+    "loss": "Training loss of the last update, nats per answer token",
+    "loss_gold": "Its part from the tokens of the corpus",
+    "loss_soft": "Its part from the teachers' distributions",
+    "bits_per_byte": "Of the validation rows, when last measured",
 }
 _TAGS = ("run", "stage", "model")
 
@@ -38,6 +46,22 @@ def set_metrics(run: str, artifact: Artifact, **values: float) -> None:
     """
     for name, value in values.items():
         _gauge(name).set(value, {"run": run, "stage": artifact.stage, "model": artifact.name})
+
+
+def set_shard_metrics(run: str, artifact: Artifact, records: list[ShardRecord], rows: int, seconds: float) -> None:
+    """Set the gauges that follow from the shards finished so far.
+
+    Args:
+        run: The recipe's name.
+        artifact: What is being made.
+        records: Its finished shards, those of earlier runs included.
+        rows: Rows in all.
+        seconds: How long this run has been at it.
+    """
+    values = {"rows_done": sum(record.rows for record in records), "rows_total": rows}
+    values["rows_rejected"] = sum(len(record.facts["rejected"]) for record in records)
+    bytes_per_s = sum(record.bytes for record in records) / max(seconds, 1e-9)
+    set_metrics(run, artifact, **values, bytes_per_s=bytes_per_s)
 
 
 @lru_cache

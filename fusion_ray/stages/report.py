@@ -31,6 +31,7 @@ from fusion_ray.reporting.page import render_page
 from fusion_ray.reporting.weights import weights_by_part
 from fusion_ray.stages import cluster
 from fusion_ray.stages.entrants import list_entrants, trained_engine
+from fusion_ray.stages.metrics import set_metrics
 from fusion_ray.stages.report_benchmarks import run_benchmarks
 from fusion_ray.stages.report_examples import Shelf, make_samples, make_views
 from fusion_ray.stages.report_judge import judge_models
@@ -133,12 +134,15 @@ def _score_trained(
         return {"label": model.label, "records": records}
 
     found: dict[str, list[ShardRecord]] = {model.label: [] for model in models}
+    rows = len(models) * sum(shard.rows for shard in shards)
     tell(Progress("report", 0, len(batches) + 1))
     cpus, gpus = settings.cpus_per_actor, settings.gpus_per_actor
     results = cluster.stream(batches, score, cpus=cpus, gpus=gpus, nodes=settings.nodes)
     for done, result in enumerate(results, start=1):
         found[result["label"]] += [ShardRecord(**record) for record in result["records"]]
         tell(Progress("report", done, len(batches) + 1, f"scored {result['label']}"))
+        rows_done = sum(record.rows for records in found.values() for record in records)
+        set_metrics(recipe.name, artifact, rows_done=rows_done, rows_total=rows)
     return [
         ScoredModel(m.label, m.artifact, m.folder, tuple(sorted(found[m.label], key=lambda record: record.path)))
         for m in models

@@ -90,8 +90,8 @@ def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
     started = time.monotonic()
     _clear(artifact)
     _wait_for_room(artifact, recipe.targets)
-    run = f"{recipe.name}/{artifact.name}"
-    facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, recipe.pivot.trust_remote_code, board, run))
+    code = recipe.pivot.trust_remote_code
+    facts = _fit(TargetTask(artifact, recipe.targets, recipe.seed, code, board, recipe.name))
     note_worker(facts["worker_peak_bytes"])
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}

@@ -39,7 +39,7 @@ class TargetTask:
     Attributes:
         artifact: The target to make.
         board: Actor that takes progress reports.
-        run: What trackers call it, such as `mine/math`.
+        run: The recipe's name.
     """
 
     artifact: Artifact
@@ -102,9 +102,10 @@ def _train(task: TargetTask) -> dict[str, Any]:
 
 def _followed(task: TargetTask) -> Followed:
     artifact, settings = task.artifact, task.settings
-    identity = f"{task.run}-{artifact.fingerprint}".replace("/", "-")
-    run = TrackedRun(task.run, identity, settings.model_dump(mode="json") | {"seed": task.seed})
-    return Followed(str(artifact), artifact.folder, task.board, settings.trackers, run)
+    name = f"{task.run}/{artifact.name}"
+    identity = f"{name}-{artifact.fingerprint}".replace("/", "-")
+    tracked = TrackedRun(name, identity, settings.model_dump(mode="json") | {"seed": task.seed})
+    return Followed(task.run, artifact, task.board, settings.trackers, tracked)
 
 
 def read_rows(task: TargetTask, split: str) -> TrainingRows:

@@ -1,13 +1,19 @@
 """What a stage tells while it works: a line for people, gauges for Prometheus."""
 
+import json
 import re
+import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import ray
+from toy_run import make_recipe
 
+from fusion_ray import pipeline
 from fusion_ray.progress import Progress
+from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import GAUGES, Meter
 from fusion_ray.storage.artifacts import Artifact
@@ -32,23 +38,52 @@ def test_the_line_counts_rows_tokens_and_actors_and_says_how_long_is_left() -> N
 
 
 @pytest.mark.slow
-def test_every_gauge_can_be_read_by_prometheus_with_its_tags() -> None:
-    cluster.connect("local", num_cpus=1)
-    meter = Meter(
-        "toy", Artifact("distributions", "math", "/", {}), lambda _: None, rows_done=0, rows_total=9, actors=1
-    )
-    meter.add("actor", rows=3, tokens=77, rejected=1)
+def test_prometheus_gets_every_gauge_that_the_dashboard_shows_from_a_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
+    settings = {"controls": [], "epochs": 60, "dtype": "float32", "zero_stage": 0, "learning_rate": 1e-3}
+    settings |= {"tokens_per_step": 256, "tokens_per_batch": 256, "max_length": 128, "measure_every_steps": 20}
+    recipe = make_recipe(tmp_path, targets=settings)
+    cluster.connect("local", num_cpus=2)
     (node,) = ray.nodes()
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    wanted = {f"ray_fusion_ray_{name}" for name in GAUGES}
-    found: dict[str, str] = {}
-    deadline = time.monotonic() + 60
-    while found.keys() != wanted and time.monotonic() < deadline:
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        found = {line.split("{")[0]: line for line in lines if line.startswith("ray_fusion_ray_")}
-    assert found.keys() == wanted
-    for line in found.values():
-        assert all(tag in line for tag in ('run="toy"', 'stage="distributions"', 'model="math"'))
-    assert found["ray_fusion_ray_tokens_done"].endswith(" 77.0")
+    reading = _Reading(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
+    reading.start()
+    pipeline.run(recipe)
+    reading.stop()
     ray.shutdown()
+    board = (Path(__file__).resolve().parents[2] / "cluster" / "grafana.json").read_text()
+    shown = set(re.findall(r"ray_fusion_ray_\w+", board))
+    assert reading.found.keys() == shown == {f"ray_fusion_ray_{name}" for name in GAUGES}
+    stages = {re.search('stage="([^"]*)"', line)[1] for lines in reading.found.values() for line in lines}
+    assert stages == {"corpus", "distributions", "fused", "targets", "merged", "report"}
+    assert all('run="toy"' in line and "model=" in line for lines in reading.found.values() for line in lines)
+    losses = {float(line.split()[-1]) for line in reading.found["ray_fusion_ray_loss"]}
+    assert losses <= {json.loads(line)["loss"] for line in _history(recipe)}
+
+
+def _history(recipe: Recipe) -> list[str]:
+    return Path(recipe.folder, "4_targets", "math", "metrics.jsonl").read_text().splitlines()
+
+
+class _Reading(threading.Thread):
+    """Reads a node's metrics twice a second, as Prometheus would, and keeps ours."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self.address, self.ended = address, threading.Event()
+        self.found: dict[str, set[str]] = {}
+
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
+            with urllib.request.urlopen(self.address, timeout=30) as answer:
+                lines = answer.read().decode().splitlines()
+            for line in lines:
+                if line.startswith("ray_fusion_ray_"):
+                    self.found.setdefault(line.split("{")[0], set()).add(line)
+
+    def stop(self) -> None:
+        """End after one more reading, for what was set last."""
+        time.sleep(2)
+        self.ended.set()
+        self.join()

@@ -204,3 +204,23 @@ def test_the_runtime_environment_opens_in_ray_and_holds_no_secret() -> None:
     data = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
     RuntimeEnv(**data, working_dir="s3://bucket/code.zip")
     assert not [name for name in data["env_vars"] if any(word in name for word in ("KEY", "SECRET", "HF_", "AWS_"))]
+
+
+def test_the_dashboard_shows_every_gauge_of_ours_and_no_other() -> None:
+    from fusion_ray.stages.metrics import GAUGES
+
+    board = json.loads((CLUSTER / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    expressions += [variable["query"]["query"] for variable in board["templating"]["list"] if variable["name"] == "run"]
+    shown = {name for text in expressions for name in re.findall(r"ray_fusion_ray_(\w+)", text)}
+    assert shown == set(GAUGES)
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_prometheus_reads_the_list_of_nodes_that_ray_writes() -> None:
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    data = yaml.safe_load((CLUSTER / "prometheus.yaml").read_text())
+    (job,) = data["scrape_configs"]
+    assert job["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
