@@ -2,10 +2,11 @@
 
     python tests/chaos.py --kills 50 --seed 0        (`make chaos`)
 
-Each round starts from an empty run folder, suffers some of the kills, and is driven until it ends by itself. Who is
-killed, by kind: `driver` the process that drives the run, with its whole group; `actor` a worker process that holds a
-scoring model, or any busy worker where the stage has none; `training` a process of a training group, likewise; `node`
-a worker node with all its processes, and a new one joins; `write` whoever has an unfinished file open.
+Each round starts from an empty run folder, suffers some of the kills, and is driven until it ends by itself; a kill
+that found nobody of its kind at its moment is left to a later round. Who is killed, by kind: `driver` the process that
+drives the run, with its whole group; `actor` a worker process that holds a scoring model, or any busy worker where the
+stage has none; `training` a process of a training group, likewise; `node` a worker node with all its processes, and a
+new one joins; `write` whoever is at work while a file is unfinished.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ KINDS = ("driver", "actor", "training", "node", "write")
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
 CONTENT = ("*.parquet", "*.safetensors", "weights.json")
 _NAMES = {"actor": "_Score", "training": "RayTrainWorker"}
+_ALWAYS_THERE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _NODES = 3
-_POLL_S = 0.02
+_POLL_S = 0.05
+_SYSTEM = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20_000}  # A lost node is noticed in 5 s, not 15.
 _MOST_S = 1800.0
 
 
@@ -54,6 +57,7 @@ class Outcome:
     failures: list[str]
     seconds: float
     identical: bool
+    missed: list[Kill]
 
 
 def small_recipe(folder: Path) -> Path:
@@ -93,64 +97,65 @@ def patiently(start: Callable[[], Any]) -> Any:
 
 
 class Nodes:
-    """A Ray of several nodes on this machine; a node can be lost and another comes."""
+    """A Ray of several nodes on this machine; a node can be lost and another comes in its place."""
 
     def __init__(self, labels: list[dict[str, str]] | None = None) -> None:
         from ray.cluster_utils import Cluster
 
         folder = tempfile.mkdtemp(prefix="fr")
-        head = {"num_cpus": 0, "object_store_memory": 150 << 20, "include_dashboard": False, "temp_dir": folder}
+        head = {"num_cpus": 0, "object_store_memory": 150 << 20, "include_dashboard": False}
+        head |= {"temp_dir": folder, "_system_config": _SYSTEM}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Else a busy machine starves the workers.
         self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self.cluster.address
-        self.labelled = [(self.add(labels_), labels_) for labels_ in labels or [{}] * _NODES]
+        self.labels = {self._add(each): each for each in labels or [{}] * _NODES}
 
-    def add(self, labels: dict[str, str] | None = None) -> Any:
-        args = {"num_cpus": 1, "object_store_memory": 150 << 20, "labels": labels or {}}
+    def _add(self, labels: dict[str, str]) -> Any:
+        args = {"num_cpus": 1, "object_store_memory": 150 << 20, "labels": labels}
         return patiently(lambda: self.cluster.add_node(**args))
 
     def names_by_label(self, key: str) -> dict[str, list[str]]:
         """What is at work now on the nodes that carry each value of a label."""
-        return {labels[key]: [_name(p) for p in _try(self.workers, node)] for node, labels in self.labelled}
+        return {self.labels[node][key]: [_name(p) for p in found] for node, found in self.at_work().items()}
 
-    def workers(self, node: Any) -> list[psutil.Process]:
-        """Processes of a node that are at work now."""
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [process for process in raylet.children(recursive=True) if _is_busy(process)]
+    def at_work(self) -> dict[Any, list[psutil.Process]]:
+        """Processes that are at work now, by node."""
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in self.labels}
+        found: dict[Any, list[psutil.Process]] = {node: [] for node in self.labels}
+        for process in psutil.process_iter(["ppid"]):
+            node = raylets.get(process.info["ppid"])
+            if node is not None and _is_busy(process):
+                found[node].append(process)
+        return found
 
     def busy(self) -> list[psutil.Process]:
-        return [process for node in self.cluster.worker_nodes for process in _try(self.workers, node)]
+        return [process for found in self.at_work().values() for process in found]
 
     def lose_one(self, choice: random.Random) -> str:
         """Lose the busiest node: all its processes are killed at once. Another one joins."""
-        nodes = list(self.cluster.worker_nodes)
-        choice.shuffle(nodes)
-        node = max(nodes, key=lambda node: len(_try(self.workers, node)))
-        names = [_name(process) for process in _try(self.workers, node)]
+        at_work = list(self.at_work().items())
+        choice.shuffle(at_work)
+        node, processes = max(at_work, key=lambda item: len(item[1]))
+        names = [_name(process) for process in processes]
         self.cluster.remove_node(node, allow_graceful=False)
-        self.add()
+        labels = self.labels.pop(node)
+        self.labels[self._add(labels)] = labels
         return f"node with {', '.join(names) or 'nothing'}"
 
     def shutdown(self) -> None:
         self.cluster.shutdown()
 
 
-def _try(function: Callable[[Any], list[psutil.Process]], node: Any) -> list[psutil.Process]:
-    try:
-        return function(node)
-    except (psutil.Error, KeyError):
-        return []
-
-
 def _name(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())[:60]
+        return " ".join(process.cmdline()).strip()[:60]
     except psutil.Error:
         return "gone"
 
 
 def _is_busy(process: psutil.Process) -> bool:
     name = _name(process)
-    return name.startswith("ray::") and not name.startswith("ray::IDLE")
+    return name.startswith("ray::") and not name.startswith(_ALWAYS_THERE)
 
 
 class Round:
@@ -171,6 +176,7 @@ class Round:
         started, failures, until = 0, [], time.monotonic() + _MOST_S
         while True:
             started += 1
+            self.seen.clear()
             with tempfile.TemporaryFile() as output:
                 driver = subprocess.Popen(self.command, stdout=output, stderr=output, start_new_session=True)
                 ended = self._watch(driver, until)
@@ -272,16 +278,22 @@ def cluster(labels: list[dict[str, str]] | None = None) -> Iterator[Nodes]:
         nodes.shutdown()
 
 
-def suffer(recipe: Path, folder: Path, kills: list[Kill], seed: int, expected: dict[str, str] | None) -> Outcome:
-    """One round on a cluster of its own."""
+def suffer(
+    nodes: Nodes, recipe: Path, folder: Path, kills: list[Kill], seed: int, expected: dict[str, str] | None
+) -> Outcome:
+    """One round. A kill that finds nobody of its kind at its moment is missed."""
     folder.mkdir(parents=True)
-    started = time.monotonic()
-    with cluster() as nodes:
-        there = Round(recipe, folder, nodes, kills, seed)
-        starts, failures = there.go()
+    started, there = time.monotonic(), Round(recipe, folder, nodes, kills, seed)
+    starts, failures = there.go()
     found = content(folder)
     same = bool(found) and (expected is None or found == expected)
-    return Outcome(there.killed, starts, failures, round(time.monotonic() - started, 1), same)
+    return Outcome(there.killed, starts, failures, round(time.monotonic() - started, 1), same, there.waiting)
+
+
+def again(kills: list[Kill], seed: int) -> list[Kill]:
+    """Missed kills for the next round: each sooner than before, and another where it was as soon as can be."""
+    others = plan_kills(len(kills), seed)
+    return [replace(k, delay_s=k.delay_s / 4) if k.delay_s > 0.05 else o for k, o in zip(kills, others, strict=True)]
 
 
 def main() -> None:
@@ -292,18 +304,19 @@ def main() -> None:
     parser.add_argument("--per-round", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("bench/results/chaos.jsonl"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos") as temporary:
+    with tempfile.TemporaryDirectory(prefix="chaos") as temporary, cluster() as nodes:
         recipe = small_recipe(Path(temporary))
-        quiet = suffer(recipe, Path(temporary, "quiet"), [], 0, None)
+        quiet = suffer(nodes, recipe, Path(temporary, "quiet"), [], 0, None)
         expected = content(Path(temporary, "quiet"))
         print(f"undisturbed: {quiet.seconds} s, {len(expected)} files", flush=True)
+        waiting = plan_kills(arguments.kills, arguments.seed)
         done, number, bad = 0, 0, 0
-        while done < arguments.kills:
+        while waiting:
             number += 1
-            # A kill that found nobody of its kind at its moment is not done; the next round plans anew.
-            mine = plan_kills(min(arguments.per_round, arguments.kills - done), arguments.seed + 1000 * number)
+            mine, waiting = waiting[: arguments.per_round], waiting[arguments.per_round :]
             folder = Path(temporary, f"round{number}")
-            outcome = suffer(recipe, folder, mine, arguments.seed + number, expected)
+            outcome = suffer(nodes, recipe, folder, mine, arguments.seed + number, expected)
+            waiting += again(outcome.missed, arguments.seed + 1000 * number)
             done += len(outcome.kills)
             bad += not outcome.identical
             line = {"round": number, **asdict(outcome), "kinds": Counter(k.split(": ")[1] for k in outcome.kills)}

@@ -30,7 +30,8 @@ def config(gcs: str) -> dict[str, Any]:
     """Pools as in cluster/, only small."""
     pool = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2, "labels": {"pool": "cpu"}}
     head = {"resources": {"CPU": 0, "autoscaling_head": 1}, "node_config": {}, "max_workers": 0}
-    more = {"launch_multiple": True, "head_node_id": HEAD_ID}
+    more = {"launch_multiple": True, "head_node_id": HEAD_ID, "disable_node_updaters": True}
+    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "toy",
         "max_workers": 3,
@@ -40,7 +41,9 @@ def config(gcs: str) -> dict[str, Any]:
         "available_node_types": {"ray.head.default": head, "cpu": pool},
         "head_node_type": "ray.head.default",
         "upscaling_speed": 10.0,
-    }
+        "file_mounts": {},
+        "cluster_synced_files": [],
+    } | {f"{name}_commands": [] for name in commands}
 
 
 @pytest.fixture

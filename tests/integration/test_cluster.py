@@ -9,16 +9,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
-from chaos import cluster, content, plan_kills, small_recipe, suffer
+from chaos import STAGES, Kill, Nodes, cluster, content, plan_kills, small_recipe, suffer
 from pyarrow import fs
 from small_disk import small_disk
 from toy_head import RAY, TOKEN, head
 from toy_store import BUCKET, KEY, SECRET, object_store
+from toy_store import TOKEN as STORE_TOKEN
 
 from fusion_ray.storage.filesystem import copy_folder, list_files, locate
 
@@ -95,18 +98,19 @@ def test_a_job_runs_behind_a_token_and_says_what_it_does_in_json(toy: Toy) -> No
 # --- a bucket --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_a_bucket_ends_in_the_same_bytes_and_names_no_secret(toy: Toy, tmp_path: Path) -> None:
-    with object_store(refuse_every=50) as store:
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_run_in_a_bucket_ends_in_the_same_bytes_and_names_no_secret(toy: Toy, tmp_path: Path, kind: str) -> None:
+    with object_store(refuse_every=50, kind=kind) as store:
         environment = {"FUSION_RAY_CACHE": str(tmp_path / "cache"), "HF_TOKEN": SECRET[::-1]}
-        command = _command(toy.path, f"s3://{BUCKET}/runs")
+        command = _command(toy.path, f"{store.root}/runs")
         done = _run(command, **environment)
         again = _run(command, **environment)
         assert again.stdout.count("done before") >= 6
-        copy_folder(f"s3://{BUCKET}/runs", str(tmp_path / "copy"), _fetchable(f"s3://{BUCKET}/runs", tmp_path))
+        copy_folder(f"{store.root}/runs", str(tmp_path / "copy"), _fetchable(f"{store.root}/runs", tmp_path))
         assert store.counts().refused > 3
     assert content(tmp_path / "copy") == toy.expected
     texts = [done.stdout + done.stderr, *(p.read_bytes().decode(errors="ignore") for p in _files(tmp_path / "copy"))]
-    assert not [text for text in texts for secret in (SECRET, KEY, SECRET[::-1]) if secret in text]
+    assert not [text for text in texts for secret in (SECRET, KEY, STORE_TOKEN, SECRET[::-1]) if secret in text]
     names = {path.name for path in _files(tmp_path / "copy")}
     assert {"MANIFEST.json", "report.html", "report.json", "config.json", "recipe.json"} <= names
 
@@ -149,31 +153,67 @@ def _nll(folder: Path) -> float:
 # --- lost nodes and processes ----------------------------------------------------------------------------------
 
 
-def test_labels_decide_where_models_are_loaded(toy: Toy) -> None:
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
     with cluster(labels=[{"pool": "cpu"}, {"pool": "score"}, {"pool": "train"}]) as nodes:
-        more = ["--address", nodes.address, "--set", "distributions.nodes=pool=score"]
-        more += ["--set", "targets.nodes=pool=train", "--until", "targets"]
-        seen: dict[str, set[str]] = {}
-        driver = subprocess.Popen(_command(toy.path, toy.folder / "labels", *more), stdout=subprocess.DEVNULL)
-        while driver.poll() is None:
-            for label, names in nodes.names_by_label("pool").items():
-                seen.setdefault(label, set()).update(names)
-            time.sleep(0.05)
-        assert driver.returncode == 0
-
-        def holds(label: str, what: str) -> bool:
-            return any(what in name for name in seen[label])
-
-        assert [holds(label, "_Score") for label in ("cpu", "score", "train")] == [False, True, False]
-        assert [holds(label, "RayTrainWorker") for label in ("cpu", "score", "train")] == [False, False, True]
+        yield nodes
 
 
-def test_four_seeded_kills_of_processes_and_nodes_change_no_byte(toy: Toy) -> None:
-    kills = plan_kills(4, seed=3)
-    assert len({kill.stage for kill in kills}) > 1
-    outcome = suffer(toy.path, toy.folder / "chaos", kills, 3, toy.expected)
-    assert len(outcome.kills) >= 3, outcome
-    assert outcome.identical, outcome
+def _watch(toy: Toy, nodes: Nodes, name: str, *more: str) -> dict[str, set[str]]:
+    """Run the recipe on the nodes; what was seen at work on each, by its label."""
+    while nodes.busy():  # The run before has just ended.
+        time.sleep(0.2)
+    seen: dict[str, set[str]] = {}
+    command = _command(toy.path, toy.folder / name, "--address", nodes.address, *more)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while driver.poll() is None:
+        for label, names in nodes.names_by_label("pool").items():
+            seen.setdefault(label, set()).update(names)
+        time.sleep(0.05)
+    assert driver.stdout is not None
+    assert driver.returncode == 0, driver.stdout.read()[-3000:]
+    driver.stdout.close()
+    return seen
+
+
+def _holders(seen: dict[str, set[str]], what: str) -> set[str]:
+    return {label for label, names in seen.items() if any(what in name for name in names)}
+
+
+def test_scoring_spreads_over_the_nodes(toy: Toy, nodes: Nodes) -> None:
+    seen = _watch(toy, nodes, "spread", "--set", "distributions.actors.max=2", "--until", "distributions")
+    assert len(_holders(seen, "_Score")) >= 2, seen
+    folder = "toy/2_distributions"
+    made = {name: value for name, value in toy.expected.items() if name.startswith(folder)}
+    assert {name: value for name, value in content(toy.folder / "spread").items() if folder in name} == made
+
+
+def test_labels_decide_where_models_are_loaded(toy: Toy, nodes: Nodes) -> None:
+    labels = ["--set", "distributions.nodes=pool=score", "--set", "targets.nodes=pool=train"]
+    seen = _watch(toy, nodes, "labels", *labels, "--until", "targets")
+    assert _holders(seen, "_Score") == {"score"}, seen
+    assert _holders(seen, "RayTrainWorker") == {"train"}, seen
+
+
+def test_a_node_lost_in_each_stage_changes_no_byte(toy: Toy, nodes: Nodes) -> None:
+    _suffer_all(toy, nodes, "lost", [Kill("node", stage, 0.0) for stage in STAGES])
+
+
+def test_four_seeded_kills_of_all_kinds_change_no_byte(toy: Toy, nodes: Nodes) -> None:
+    kills = [kill for kill in plan_kills(30, seed=3) if kill.kind != "node"][:4]
+    assert len({kill.kind for kill in kills}) > 2
+    _suffer_all(toy, nodes, "chaos", kills)
+
+
+def _suffer_all(toy: Toy, nodes: Nodes, name: str, kills: list[Kill]) -> None:
+    """Rounds until every kill has found somebody; each must end in the same bytes."""
+    for number in range(4):
+        outcome = suffer(nodes, toy.path, toy.folder / f"{name}{number}", kills, number, toy.expected)
+        assert outcome.identical, outcome
+        kills = [replace(kill, delay_s=kill.delay_s / 4) for kill in outcome.missed]
+        if not kills:
+            return
+    raise AssertionError(f"nobody to kill: {kills}")
 
 
 def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(toy: Toy) -> None:
