@@ -6,11 +6,10 @@
 Every case reads the same chats with the same model in a process of its own, one after the other in one run. Tokens
 are those of the chats; padding does not count. Goals are judged by processor time, which others on a shared machine
 disturb little; on a GPU look at the clock. Bare prefill is the same engine reading the same tokens without any
-log-probability. For Transformers there are two: with the logits at the answer positions, made and thrown away, which is
-what no scorer can do without; and the body alone, without the output head. vLLM's samples one token a chat, so it has
-the head for that one position; beside it stands vLLM giving the log-probabilities of the real tokens only. The naive
-loop is what the research code of FuseLLM and FuseChat does: pad to 2,048, all logits in half precision, top-k, Python
-lists.
+log-probability. There are two of it: with the logits at the answer positions (in vLLM at all positions), made and
+thrown away, which is what no scorer can do without; and the body alone, without the output head (vLLM samples one token
+a chat, so it has the head for that one position). vLLM's own way is its `prompt_logprobs`, as it ships. The naive loop
+is what the research code of FuseLLM and FuseChat does: pad to 2,048, all logits in half precision, top-k, Python lists.
 """
 
 import json
@@ -21,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +50,11 @@ def main(n_chats: int) -> None:
     _report("Transformers scorer against bare prefill", ours, found["transformers logits"], bare, 0.9)
     _report("Transformers scorer against its body", ours, found["transformers bare"], "prefill without head", None)
     if found["vllm"] is not None:
-        _report("vLLM scorer against bare prefill", found["vllm"], found["vllm bare"], "bare prefill", None)
-        _report(
-            "vLLM scorer against no top-k", found["vllm"], found["vllm real"], "real tokens' log-probabilities", None
-        )
-        _report("vLLM scorer against the naive loop", found["vllm"], found["naive"], "naive loop", 3.0)
+        ours = found["vllm"]
+        _report("vLLM scorer against bare prefill", ours, found["vllm logits"], "prefill with all logits", None)
+        _report("vLLM scorer against its body", ours, found["vllm bare"], "prefill without head", None)
+        _report("vLLM scorer against vLLM's own way", ours, found["vllm own"], "vLLM's prompt_logprobs", None)
+        _report("vLLM scorer against the naive loop", ours, found["naive"], "naive loop", 3.0)
 
 
 def _report(case: str, ours: dict | None, peer: dict | None, peer_name: str, goal: float | None) -> None:
@@ -134,24 +134,36 @@ def _vllm(folder: str) -> Work:
     return VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS).score
 
 
-def _vllm_real(folder: str) -> Work:
-    return _vllm_bare(folder, prompt_logprobs=0)
-
-
-def _vllm_bare(folder: str, prompt_logprobs: int | None = None) -> Work:
+def _vllm_bare(folder: str, top_k: int | None = None, change: Callable[[Any], None] | None = None) -> Work:
     from vllm import SamplingParams
 
     from fusion_ray.engines.vllm import VllmScorer
 
     engine = VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS)._engine
-    settings = SamplingParams(
-        max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=prompt_logprobs, flat_logprobs=True
-    )
+    if change:
+        engine.collective_rpc(lambda worker: change(worker.model_runner.sampler))
+    settings = SamplingParams(max_tokens=1, temperature=0, detokenize=False, prompt_logprobs=top_k, flat_logprobs=True)
 
     def read(ids: list[np.ndarray], _: list[np.ndarray]) -> None:
         engine.generate([{"prompt_token_ids": row.tolist()} for row in ids], settings, use_tqdm=False)
 
     return read
+
+
+def _vllm_logits(folder: str) -> Work:
+    from vllm.v1.outputs import LogprobsTensors
+
+    def keep_nothing(_: torch.Tensor, k: int, ids: torch.Tensor) -> LogprobsTensors:
+        return LogprobsTensors(torch.zeros(len(ids), k + 1, dtype=torch.int32), torch.zeros(len(ids), k + 1), ids)
+
+    return _vllm_bare(folder, 0, lambda sampler: setattr(sampler, "gather_logprobs", keep_nothing))
+
+
+def _vllm_own(folder: str) -> Work:
+    def change(sampler: Any) -> None:
+        del sampler.compute_logprobs, sampler.gather_logprobs  # ours; the class has its own
+
+    return _vllm_bare(folder, TOP_K, change)
 
 
 def _naive(folder: str) -> Work:
@@ -181,7 +193,8 @@ CASES: dict[str, Callable[[str], Work]] = {
     "transformers logits": _transformers_logits,
     "transformers bare": _transformers_bare,
     "vllm": _vllm,
-    "vllm real": _vllm_real,
+    "vllm logits": _vllm_logits,
+    "vllm own": _vllm_own,
     "vllm bare": _vllm_bare,
     "naive": _naive,
 }

@@ -35,11 +35,17 @@ def keep_top_k(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_toke
     Columns from `n_tokens` on pad the output head: they count in the normalisation, as in the model, and are never
     kept. Of equal values the lower id comes first. NaN stays NaN in `real_logprobs_N`.
     """
-    logits_NV = logits_NV.float()
-    # On a CPU the fused loss takes half the time of logsumexp.
-    nll_N = cross_entropy(logits_NV, real_ids_N, reduction="none")
-    total_N1 = nll_N[:, None] + logits_NV.gather(1, real_ids_N[:, None])
-    values_NK, ids_NK = _largest(logits_NV[:, :n_tokens], k)
+    n_blocks = n_tokens // _BLOCKS_OF
+    nll, maxima = [], []
+    for at in _in_cache(logits_NV):
+        part = logits_NV[at].float()
+        # On a CPU the fused loss takes half the time of logsumexp.
+        nll.append(cross_entropy(part, real_ids_N[at], reduction="none"))
+        # Block b holds the columns b, b + n_blocks, b + 2 n_blocks, ...: maxima are taken along whole rows.
+        maxima.append(part[:, : n_blocks * _BLOCKS_OF].unflatten(1, (_BLOCKS_OF, n_blocks)).amax(dim=1))
+    nll_N = torch.cat(nll)
+    total_N1 = nll_N[:, None] + logits_NV.gather(1, real_ids_N[:, None]).float()
+    values_NK, ids_NK = _largest(logits_NV[:, :n_tokens], torch.cat(maxima), k)
     return Kept(ids_NK, values_NK - total_N1, -nll_N)
 
 
@@ -56,6 +62,11 @@ def keep_draws(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: t
         uniforms_ND: Where to draw, in [0, 1): the same numbers give the same draws.
         n_tokens: Length of the tokenizer.
     """
+    parts = [_draw(logits_NV[at], real_ids_N[at], uniforms_ND[at], n_tokens) for at in _in_cache(logits_NV)]
+    return Kept(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _draw(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: torch.Tensor, n_tokens: int) -> Kept:
     logits_NV = logits_NV.float()
     real_N = -cross_entropy(logits_NV, real_ids_N, reduction="none")
     mass_NV = torch.softmax(logits_NV, dim=-1).double().cumsum(dim=-1)
@@ -71,27 +82,37 @@ def keep_draws(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: t
     return Kept(ids_ND, shares_ND.log().float(), real_N)
 
 
-def _largest(logits_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    n_blocks = logits_NV.shape[1] // _BLOCKS_OF
-    if n_blocks <= 4 * k:
-        values_NV, ids_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
+def _in_cache(logits_NV: torch.Tensor) -> Iterator[slice]:
+    """Positions whose logits are looked at together: as many as a CPU's cache holds in float32, all on a GPU."""
+    n, columns = logits_NV.shape
+    together = max(1, _IN_CACHE // columns) if logits_NV.device.type == "cpu" else max(1, n)
+    return (slice(start, start + together) for start in range(0, n, together))
+
+
+def _largest(logits_NV: torch.Tensor, maxima_NB: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    n_blocks, looked_at = maxima_NB.shape[1], 2 * k
+    if n_blocks <= 2 * looked_at:
+        values_NV, ids_NV = logits_NV.float().sort(dim=-1, descending=True, stable=True)
         return values_NV[:, :k], ids_NV[:, :k]
-    # Block b holds the columns b, b + n_blocks, b + 2 n_blocks, ...: then the maxima are taken along whole rows.
-    main = n_blocks * _BLOCKS_OF
-    blocks = logits_NV[:, :main].unflatten(1, (_BLOCKS_OF, n_blocks))
-    best = blocks.amax(dim=1).topk(k + 1, dim=-1)
-    chosen_NK = best.indices[:, :k].sort(dim=-1).values
+    # k blocks hold the k largest; k more hold nearly always all that equals the last of them.
+    best = maxima_NB.topk(looked_at + 1, dim=-1)
+    chosen_NB = best.indices[:, :looked_at].sort(dim=-1).values
     steps = torch.arange(_BLOCKS_OF, device=logits_NV.device) * n_blocks
-    rest = torch.arange(main, logits_NV.shape[1], device=logits_NV.device).expand(len(logits_NV), -1)
-    ids_NC = torch.cat([(steps[:, None] + chosen_NK[:, None, :]).flatten(1), rest], dim=1)  # rising
-    found = logits_NV.gather(1, ids_NC).topk(k + 1, dim=-1)
-    ids_NK = ids_NC.gather(1, found.indices[:, :k].sort(dim=-1).values)
-    values_NK, order_NK = logits_NV.gather(1, ids_NK).sort(dim=-1, descending=True, stable=True)
-    ids_NK = ids_NK.gather(1, order_NK)
+    rest = torch.arange(n_blocks * _BLOCKS_OF, logits_NV.shape[1], device=logits_NV.device).expand(len(logits_NV), -1)
+    ids_NC = torch.cat([(steps[:, None] + chosen_NB[:, None, :]).flatten(1), rest], dim=1)  # rising
+    logits_NC = logits_NV.gather(1, ids_NC).float()
+    found = logits_NC.topk(k + 1, dim=-1)
+    at_NK = found.indices[:, :k].sort(dim=-1).values
+    values_NK, order_NK = logits_NC.gather(1, at_NK).sort(dim=-1, descending=True, stable=True)
+    at_NK = at_NK.gather(1, order_NK)
     last_N = values_NK[:, -1]
-    tied = ((found.values[:, k] == last_N) | (best.values[:, k] == last_N)).nonzero()[:, 0]
+    tied = (found.values[:, k] == last_N).nonzero()[:, 0]
     if len(tied):
-        ids_NK[tied] = _lowest_of_equals(logits_NV[tied], ids_NK[tied], values_NK[tied])
+        at_NK[tied] = _lowest_of_equals(logits_NC[tied], at_NK[tied], values_NK[tied])
+    ids_NK = ids_NC.gather(1, at_NK)
+    crowded = (best.values[:, looked_at] >= last_N).nonzero()[:, 0]
+    if len(crowded):
+        ids_NK[crowded] = _lowest_of_equals(logits_NV[crowded].float(), ids_NK[crowded], values_NK[crowded])
     return values_NK, ids_NK
 
 
@@ -134,13 +155,9 @@ class OutputHead:
 
     def chunks(self, hidden_ND: torch.Tensor, keep: Keep, positions_at_once: int) -> Iterator[Kept]:
         """What is kept of all positions, with the logits of `positions_at_once` in memory."""
-        on_cpu = hidden_ND.device.type == "cpu"
-        together = max(1, _IN_CACHE // self.n_outputs) if on_cpu else positions_at_once
-        start = 0
-        for hidden in hidden_ND.split(positions_at_once):
-            for logits in self.logits(hidden).split(together):
-                yield keep(logits, slice(start, start + len(logits)))
-                start += len(logits)
+        for start in range(0, len(hidden_ND), positions_at_once):
+            logits_NV = self.logits(hidden_ND[start : start + positions_at_once])
+            yield keep(logits_NV, slice(start, start + len(logits_NV)))
 
     @torch.inference_mode()
     def _agrees_with(self, model: Any) -> bool:

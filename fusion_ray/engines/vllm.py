@@ -8,6 +8,7 @@ import numpy as np
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.head import keep_top_k
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
 from fusion_ray.errors import DeadEngineError, EngineError
@@ -89,6 +90,7 @@ class VllmScorer:
             "disable_log_stats": True,
         }
         self._engine: Any = _start(settings, options or {}, threads)
+        _keep_our_way(self._engine)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -187,6 +189,36 @@ def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarr
     logprobs_TK = np.take_along_axis(logprobs_TA, order_TA, 1)
     ids_TK = np.where(np.isneginf(logprobs_TK), -1, np.take_along_axis(ids_TA, order_TA, 1)).astype(np.int32)
     return TopK(ids_TK, logprobs_TK, real_logprobs_T)
+
+
+def _keep_our_way(engine: Any) -> None:
+    """Have a CPU engine take its top-k as `keep_top_k` does, in a fifth of the time of vLLM's own way; same numbers.
+
+    vLLM makes float32 log-probabilities of the whole vocabulary for all tokens of a step, sorts them and counts ranks
+    that nobody reads. On a GPU it has kernels for that, and stays as it is.
+    """
+    import torch
+
+    if torch.cuda.is_available() or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+        return
+
+    def change(worker: Any) -> None:
+        sampler = worker.model_runner.sampler
+        sampler.compute_logprobs = lambda logits: logits
+        sampler.gather_logprobs = _gather
+
+    engine.collective_rpc(change)
+
+
+def _gather(logits_NV: Any, k: int, real_ids_N: Any) -> Any:
+    """What vLLM's `Sampler.gather_logprobs` gives, from logits; ranks are all 0."""
+    import torch
+    from vllm.v1.outputs import LogprobsTensors
+
+    kept = keep_top_k(logits_NV, real_ids_N, k, logits_NV.shape[1])
+    ids_NA = torch.cat([real_ids_N[:, None], kept.ids_NK], dim=1).to(torch.int32)
+    logprobs_NA = torch.cat([kept.real_logprobs_N[:, None], kept.logprobs_NK], dim=1)
+    return LogprobsTensors(ids_NA, logprobs_NA, torch.zeros_like(real_ids_N))
 
 
 def harness_arguments(

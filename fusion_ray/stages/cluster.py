@@ -61,6 +61,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # Ray's wrapper loses what it wraps on the way to the driver.
     # A shard's bytes depend on its inputs alone, so the order in which shards finish is free.
     context.execution_options.preserve_order = False
 

@@ -1,4 +1,4 @@
-"""What a stage asks of a cluster: refused at once where it cannot grow, waited for where it can."""
+"""What a stage asks of a cluster: refused at once where it cannot grow, waited for where it can; and its errors."""
 
 import time
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+import ray.data
 from ray.cluster_utils import Cluster
 
-from fusion_ray.errors import ClusterError
+from fusion_ray.errors import ClusterError, EngineError
 from fusion_ray.stages import cluster
 
 pytestmark = [
@@ -71,3 +72,31 @@ def test_a_node_that_comes_in_time_is_enough(machines: Cluster, monkeypatch: pyt
 
 def _pending() -> list[dict[str, object]]:
     return [group for group in ray.util.placement_group_table().values() if group["state"] == "PENDING"]
+
+
+def _fail(_: object) -> None:
+    raise EngineError("shard 3: no.")
+
+
+class _FailsAt:
+    """An actor that fails where it is told to."""
+
+    def __init__(self, place: str) -> None:
+        if place == "start":
+            _fail(place)
+
+    def __call__(self, _: object) -> None:
+        _fail(_)
+
+
+def test_an_error_in_a_task_comes_back_as_itself() -> None:
+    with pytest.raises(EngineError, match=r"^shard 3: no\.$"):
+        list(cluster.stream([1], _fail, cpus=1))
+
+
+@pytest.mark.parametrize("place", ["start", "work"])
+def test_an_error_in_an_actor_comes_back_as_itself(place: str) -> None:
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=1)
+    rows = cluster.numbers(1).map_batches(_FailsAt, fn_constructor_args=(place,), compute=pool, batch_size=1)
+    with pytest.raises(EngineError, match=r"^shard 3: no\.$"):
+        list(cluster.results_of(rows))

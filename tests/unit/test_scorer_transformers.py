@@ -254,9 +254,10 @@ def test_a_tokenizer_reads_as_its_file_says_whatever_the_model_type(tmp_path: Pa
     assert load_tokenizer(folder)(text)["input_ids"] == saved(text)["input_ids"]
 
 
-def test_of_equal_values_at_the_edge_of_the_k_the_lowest_ids_are_kept():
+@pytest.mark.parametrize("step", [1.0, 0.02, 0.002])  # hundreds, dozens and few of each of the largest values
+def test_of_equal_values_at_the_edge_of_the_k_the_lowest_ids_are_kept(step):
     rng = np.random.default_rng(0)
-    logits_NV = torch.from_numpy(rng.integers(0, 8, size=(50, 9_000)).astype(np.float32))  # hundreds of each value
+    logits_NV = torch.from_numpy(np.rint(rng.uniform(0, 8, size=(50, 9_000)) / step).astype(np.float32))
     kept = keep_top_k(logits_NV, torch.zeros(50, dtype=torch.int64), 10, 8_990)
     want = logits_NV[:, :8_990].sort(descending=True, stable=True).indices[:, :10]
     assert torch.equal(kept.ids_NK, want)
