@@ -18,6 +18,7 @@ import ray
 import ray.data
 import ray.util
 
+from fusion_ray import errors
 from fusion_ray.errors import ClusterError, FusionRayError
 from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 
@@ -61,7 +62,6 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # Ray's wrapper loses what it wraps on the way to the driver.
     # A shard's bytes depend on its inputs alone, so the order in which shards finish is free.
     context.execution_options.preserve_order = False
 
@@ -207,18 +207,26 @@ def numbers(count: int) -> "ray.data.Dataset":
 
 
 def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
-    """Yield what the JSON in the `result` column holds; a worker's FusionRayError is raised as itself."""
+    """Yield the results of rows made by `answer`; raises the FusionRayError that one of them holds."""
+    for row in dataset.iter_rows():
+        note_worker(int(row["peak_bytes"]))
+        given = json.loads(row["answer"])
+        if "error" in given:
+            kind, message = given["error"]
+            raise getattr(errors, kind)(message)
+        yield given["result"]
+
+
+def answer(work: Callable[[], Any]) -> dict[str, Any]:
+    """Do the work of one task, and give its result, or its FusionRayError, as a row that `results_of` reads.
+
+    An error that a task raises would not arrive as it is: Ray adds words to it, or wraps it and loses what it wraps.
+    """
     try:
-        for row in dataset.iter_rows():
-            note_worker(int(row["peak_bytes"]))
-            yield json.loads(row["result"])
-    except Exception as error:
-        raise _root_cause(error) from error
-
-
-def result_table(result: Any) -> pa.Table:
-    """One result as the batch that `results_of` reads."""
-    return pa.table({"result": [json.dumps(result)], "peak_bytes": [read_peak()]})
+        given = {"result": work()}
+    except FusionRayError as error:
+        given = {"error": [type(error).__name__, str(error)]}
+    return {"answer": json.dumps(given), "peak_bytes": read_peak()}
 
 
 class _Call:
@@ -230,28 +238,7 @@ class _Call:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         forget_peak()
-        result = json.dumps(self.function(self.items[row["id"]]))
-        return {"result": result, "peak_bytes": read_peak()}
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The FusionRayError inside Ray's wrappers, or the error itself."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        if isinstance(current, FusionRayError):
-            return _plain_copy(current)
-        seen.add(id(current))
-        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
-    return error
-
-
-def _plain_copy(error: FusionRayError) -> FusionRayError:
-    """Ray makes a class on the fly that is both a RayTaskError and ours; give back ours, with its first line only."""
-    for kind in type(error).__mro__:
-        if kind.__module__ == FusionRayError.__module__:
-            return kind(*(getattr(error, "cause", error)).args)
-    return error
+        return answer(lambda: self.function(self.items[row["id"]]))
 
 
 def to_ipc(table: pa.Table) -> bytes:

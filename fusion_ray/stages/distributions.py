@@ -24,7 +24,7 @@ import ray.data
 
 from fusion_ray.engines.scorer import OpenScorer, Scorer, open_scorer
 from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_surviving, sum_scores
-from fusion_ray.errors import DeadEngineError
+from fusion_ray.errors import DeadEngineError, FusionRayError
 from fusion_ray.progress import Tell
 from fusion_ray.recipe import CompactStore, Distributions, Model, Recipe, SampledStore, Store
 from fusion_ray.stages import cluster
@@ -150,11 +150,19 @@ class _Render:
         self.todo = todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard = self.todo[row["id"]]
-        chats = read_shard(self.artifact.inputs["corpus"].folder, shard)
+        """The task: where it fails, the actor tries again and can tell the driver why, see `cluster.answer`."""
+        try:
+            return row | {"rendered": self.render(row["id"])}
+        except FusionRayError:
+            return row | {"rendered": b""}
+
+    def render(self, number: int) -> bytes:
+        """One shard, by its number in `todo`."""
+        chats = read_shard(self.artifact.inputs["corpus"].folder, self.todo[number])
         files = {label: files.folder for label, files in self.artifact.models.items()}
-        rendered = render_rows(chats, *_reader(self.model, self.settings, files["model"], files.get("pivot")))
-        return {"path": shard.path, "rendered": cluster.to_ipc(rendered)}
+        return cluster.to_ipc(
+            render_rows(chats, *_reader(self.model, self.settings, files["model"], files.get("pivot")))
+        )
 
 
 @lru_cache(maxsize=2)
@@ -169,22 +177,30 @@ class _Score:
         self.artifact = artifact
         self.render = render
         self.store = recipe.distributions.store
-        self.scorer = open_scorer(recipe.models()[artifact.name], recipe.distributions, artifact.models["model"].folder)
+        self.scorer: Scorer | FusionRayError
+        try:
+            model = recipe.models()[artifact.name]
+            self.scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
+        except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
+            self.scorer = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        (row,) = batch.to_pylist()
-        row = row if "rendered" in row else self.render(row)
-        attempts = open_attempts(self.artifact.folder, row["path"])
+        return pa.Table.from_pylist([cluster.answer(lambda: self._score(*batch.to_pylist()))])
+
+    def _score(self, row: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.scorer, FusionRayError):
+            raise self.scorer
+        path = self.render.todo[row["id"]].path
+        rendered = cluster.from_ipc(row.get("rendered") or self.render.render(row["id"]))
+        attempts = open_attempts(self.artifact.folder, path)
         try:
-            scored = score_surviving(cluster.from_ipc(row["rendered"]), self.scorer, attempts)
+            scored = score_surviving(rendered, self.scorer, attempts)
         except DeadEngineError as error:
             _leave(self.scorer, attempts, error)
         facts = sum_scores(scored)
-        record = write_shard(
-            self.artifact.folder, row["path"], _pack(scored, self.store), self.artifact.fingerprint, facts
-        )
+        record = write_shard(self.artifact.folder, path, _pack(scored, self.store), self.artifact.fingerprint, facts)
         attempts.end()
-        return cluster.result_table(asdict(record) | {"actor": f"{socket.gethostname()}/{os.getpid()}"})
+        return asdict(record) | {"actor": f"{socket.gethostname()}/{os.getpid()}"}
 
 
 def _pack(scored: pa.Table, store: Store) -> pa.Table:

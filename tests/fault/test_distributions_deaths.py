@@ -35,8 +35,8 @@ from toy_dying import KillDriver, dying_recipe, opens
 from test_distributions_deaths import score
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    (folder / "driver").write_text(str(os.getpid()))
-    score(dying_recipe(folder, sys.argv[2], (37,)), opens(KillDriver(folder / "driver")))
+    (folder / "driver.pid").write_text(str(os.getpid()))
+    score(dying_recipe(folder, sys.argv[2], (37,)), opens(KillDriver(folder / "driver.pid")))
 """
 
 

@@ -33,8 +33,8 @@ def score_first_shard(folder: Path, runs: str, death) -> None:
     todo = list(read_manifest(artifact.inputs["corpus"].folder).shards)
     render = _Render(recipe, artifact, todo)
     actor = _Score(recipe, artifact, render, opens(death) if death else open_scorer)
-    (record,) = actor(pa.table({"id": [0]}))["result"].to_pylist()
-    assert json.loads(record)["rows"] == 10
+    (answer,) = actor(pa.table({"id": [0]}))["answer"].to_pylist()
+    assert json.loads(answer)["result"]["rows"] == 10
 
 
 def start_actor(folder: Path, runs: str, death: str) -> int:

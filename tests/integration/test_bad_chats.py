@@ -1,6 +1,7 @@
-"""Chats that cannot be used are rejected by id and reason, counted, and touch no other row."""
+"""Chats that cannot be used are rejected by id and reason, counted, and touch no other row; bad settings are named."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from toy_models import save_toy, sentencepiece_tokenizer
 from transformers import AutoModelForCausalLM
 
 from fusion_ray import pipeline
-from fusion_ray.errors import ArtifactError
+from fusion_ray.errors import ArtifactError, EngineError, RecipeError
 from fusion_ray.recipe import Recipe, parse_recipe
 from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import read_manifest
@@ -21,7 +22,7 @@ GOOD = [f"row-{n}" for n in range(8)]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
     """Eight good chats and one of each bad kind; the source gives NaN after the letter ß."""
     folder = tmp_path_factory.mktemp("bad")
     tokenizer = sentencepiece_tokenizer()
@@ -35,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     chats += [_chat("row-3", "The same id again."), _chat("sharp", "A sharp ß is here."), _chat("long", "la " * 300)]
     chats += [{"id": "critic", "messages": [{"role": "critic", "content": "Hm."}, *_chat("", "No.")["messages"]]}]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    return parse_recipe(
+    yield parse_recipe(
         {
             "name": "bad",
             "runs": str(folder / "runs"),
@@ -45,6 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "distributions": {"top_k": 4, "max_length": 200, "too_long": "reject", "max_rejected": 0.5},
         }
     )
+    ray.shutdown()
 
 
 def _chat(identity: str, answer: str) -> dict[str, object]:
@@ -79,4 +81,16 @@ def test_more_bad_chats_than_the_recipe_allows_fail_the_stage(recipe: Recipe) ->
     )
     with pytest.raises(ArtifactError, match=r"3 of 12 rows cannot be used.*max_rejected \(10.0%\)"):
         pipeline.run(strict, until="distributions")
-    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"top_k": 1024}, EngineError, r"^.*pivot: top_k is 1024 and the tokenizer has \d+ tokens\. Lower \S+top_k\.$"),
+        ({"template": "alpaca"}, RecipeError, "^template: .alpaca. is not known; expected one of"),
+    ],
+)
+def test_what_an_actor_cannot_start_with_is_an_error_in_its_own_words(recipe: Recipe, changes, kind, words) -> None:
+    changed = recipe.model_copy(update={"distributions": recipe.distributions.model_copy(update=changes)})
+    with pytest.raises(kind, match=words):
+        pipeline.run(changed, until="distributions")

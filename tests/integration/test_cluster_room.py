@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import ray
-import ray.data
 from ray.cluster_utils import Cluster
 
 from fusion_ray.errors import ClusterError, EngineError
@@ -74,29 +74,18 @@ def _pending() -> list[dict[str, object]]:
     return [group for group in ray.util.placement_group_table().values() if group["state"] == "PENDING"]
 
 
-def _fail(_: object) -> None:
-    raise EngineError("shard 3: no.")
+def _fail_first(item: tuple[int, str]) -> int:
+    number, folder = item
+    if number == 0:
+        raise EngineError("shard 3: no.")
+    time.sleep(2)
+    Path(folder, str(number)).touch()
+    return number
 
 
-class _FailsAt:
-    """An actor that fails where it is told to."""
-
-    def __init__(self, place: str) -> None:
-        if place == "start":
-            _fail(place)
-
-    def __call__(self, _: object) -> None:
-        _fail(_)
-
-
-def test_an_error_in_a_task_comes_back_as_itself() -> None:
+def test_an_error_in_a_task_comes_back_as_itself_and_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"^shard 3: no\.$"):
-        list(cluster.stream([1], _fail, cpus=1))
-
-
-@pytest.mark.parametrize("place", ["start", "work"])
-def test_an_error_in_an_actor_comes_back_as_itself(place: str) -> None:
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=1)
-    rows = cluster.numbers(1).map_batches(_FailsAt, fn_constructor_args=(place,), compute=pool, batch_size=1)
-    with pytest.raises(EngineError, match=r"^shard 3: no\.$"):
-        list(cluster.results_of(rows))
+        list(cluster.stream([(number, str(tmp_path)) for number in range(40)], _fail_first, cpus=1))
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        time.sleep(0.05)
+    assert len(list(tmp_path.iterdir())) < 20
