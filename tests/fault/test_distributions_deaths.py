@@ -128,7 +128,7 @@ def test_a_node_lost_in_the_middle_changes_no_byte(folder: Path, undisturbed: di
     nodes = [machines.add_node(num_cpus=2) for _ in range(2)]
     cluster.connect(machines.address)
     once = Once(folder / "node lost", wait)
-    killer = threading.Thread(target=remove_the_node, args=(machines, nodes, once.file))
+    killer = threading.Thread(target=remove_the_node, args=(machines, nodes, once.file), daemon=True)
     try:
         killer.start()
         artifact = score(dying_recipe(folder, "node", (PLANTED_AT,)), opens(once))
