@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from fusion_ray.algorithms.chat import Rendered, Template, choose_template, cut, render_all
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.engines.models import load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import Scorer
 from fusion_ray.errors import AlignmentError, EngineError, FusionRayError
-from fusion_ray.recipe import Distributions, Model
+from fusion_ray.recipe import Distributions, Model, OpenAIEngine
 from fusion_ray.storage.attempts import Attempts
 
 # Rows of one shard that may kill the engine, each alone, before the engine itself is to blame.
@@ -29,12 +29,13 @@ RENDERED_SCHEMA = pa.schema(
         ("turn_ended", pa.list_(pa.bool_())),
         ("boundaries", pa.list_(pa.int32())),
         ("n_bytes", pa.int32()),
+        ("cut", pa.bool_()),
         ("reason", pa.string()),
     ]
 )
 DISTRIBUTIONS_SCHEMA = pa.schema(
     [
-        *(field for field in RENDERED_SCHEMA if field.name != "reason"),
+        *(field for field in RENDERED_SCHEMA if field.name not in ("cut", "reason")),
         ("real_logprobs", pa.list_(pa.float32())),
         ("topk_ids", pa.list_(pa.int32())),
         ("topk_logprobs", pa.list_(pa.float32())),
@@ -65,7 +66,10 @@ def open_reader(
     tokenizer = load_tokenizer(folder, model.trust_remote_code)
     pivot = load_tokenizer(pivot_folder) if pivot_folder else None
     template = choose_template(model.template or settings.template, tokenizer, pivot)
-    return tokenizer, RenderSettings(template, settings.max_length, settings.too_long)
+    limits = [settings.max_length]
+    if not isinstance(model.engine or settings.engine, OpenAIEngine):  # a server knows its own limit
+        limits.append(longest_sequence(read_config(folder)) or settings.max_length)
+    return tokenizer, RenderSettings(template, min(limits), settings.too_long)
 
 
 def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa.Table:
@@ -78,7 +82,8 @@ def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa
     conversations = chats["messages"].take(usable).to_pylist()
     for number, rendered in zip(usable, render_all(tokenizer, conversations, settings.template), strict=True):
         try:
-            rows[number] |= _columns_of(_fit(rendered, settings))
+            fitted = _fit(rendered, settings)
+            rows[number] |= _columns_of(fitted) | {"cut": fitted is not rendered}
         except FusionRayError as error:
             rows[number]["reason"] = str(error)
     return pa.Table.from_pylist(rows, schema=RENDERED_SCHEMA)
@@ -198,6 +203,11 @@ def read_topk(table: pa.Table) -> TopK:
 def flat_values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:
     """The values of a list column, concatenated over rows; null rows hold none."""
     return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+
+def count_cut(rendered: pa.Table) -> int:
+    """Rows that were too long and have lost their end."""
+    return rendered["cut"].to_pylist().count(True)
 
 
 def sum_scores(scored: pa.Table) -> dict[str, Any]:

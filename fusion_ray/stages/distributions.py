@@ -23,7 +23,14 @@ import pyarrow as pa
 import ray.data
 
 from fusion_ray.engines.scorer import OpenScorer, Scorer, open_scorer
-from fusion_ray.engines.scoring import RenderSettings, open_reader, render_rows, score_surviving, sum_scores
+from fusion_ray.engines.scoring import (
+    RenderSettings,
+    count_cut,
+    open_reader,
+    render_rows,
+    score_surviving,
+    sum_scores,
+)
 from fusion_ray.errors import DeadEngineError, FusionRayError
 from fusion_ray.progress import Tell
 from fusion_ray.recipe import CompactStore, Distributions, Model, Recipe, SampledStore, Store
@@ -107,7 +114,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     records.sort(key=lambda record: order[record.path])
     rejected = settle_rejections(artifact, records, recipe.distributions.max_rejected)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
-    facts = {**sums, "rejected": rejected}
+    facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
     forget_attempts(artifact.folder)
     write_manifest(artifact, seconds=time.monotonic() - started, shards=records, facts=facts)
 
@@ -197,7 +204,7 @@ class _Score:
             scored = score_surviving(rendered, self.scorer, attempts)
         except DeadEngineError as error:
             _leave(self.scorer, attempts, error)
-        facts = sum_scores(scored)
+        facts = sum_scores(scored) | {"cut": count_cut(rendered)}
         record = write_shard(self.artifact.folder, path, _pack(scored, self.store), self.artifact.fingerprint, facts)
         attempts.end()
         return asdict(record) | {"actor": f"{socket.gethostname()}/{os.getpid()}"}

@@ -43,7 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
             "pivot": {"model": pivot},
             "sources": [{"name": "sick", "model": str(folder / "sick")}],
             "corpus": {"path": str(folder / "chats.jsonl"), "heldout": 0, "validation": 0, "max_rejected": 0.5},
-            "distributions": {"top_k": 4, "max_length": 200, "too_long": "reject", "max_rejected": 0.5},
+            "distributions": {"top_k": 4, "too_long": "reject", "max_rejected": 0.5},
         }
     )
     ray.shutdown()
@@ -63,7 +63,7 @@ def test_every_bad_chat_is_rejected_with_its_reason_and_no_other(recipe: Recipe)
         folder = Path(recipe.folder, "2_distributions", name)
         listed = [json.loads(line) for line in (folder / "rejected" / "rows.jsonl").read_text().splitlines()]
         found = {row["id"]: row["reason"] for row in listed}
-        expected = {"row-3": "an earlier chat has this id", "long": "more than max_length 200", "critic": "role"} | sick
+        expected = {"row-3": "an earlier chat has this id", "long": "more than max_length 256", "critic": "role"} | sick
         assert found.keys() == expected.keys()
         for identity, words in expected.items():
             assert words in found[identity]

@@ -10,7 +10,7 @@ from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.engines.fusing import GOLD, Fuser, Statistics, read_scored
 from fusion_ray.engines.scorer import Sampling
-from fusion_ray.engines.scoring import open_reader, read_topk, render_rows, score_rows
+from fusion_ray.engines.scoring import count_cut, open_reader, read_topk, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
@@ -177,6 +177,24 @@ def test_draws_are_aligned_and_chosen_as_top_k_are(shard: dict[str, Any]) -> Non
     for row in sampled.table.to_pylist()[:-1]:
         ids = np.array(row["topk_ids"]).reshape(len(row["chosen"]), -1)
         assert ids.shape[1] > 5 and (ids[:, 0] >= 0).all()
+
+
+def test_too_long_chats_are_cut_at_the_recipes_or_the_models_limit_and_counted(shard: dict[str, Any]) -> None:
+    def lengths(max_length: int, text: str) -> tuple[list[int], int]:
+        tokenizer, settings = open_reader(Model(model=""), Distributions(max_length=max_length), folder)
+        messages = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}]
+        chats = pa.Table.from_pylist(
+            [{"id": "a", "messages": messages}, *shard["chats"].to_pylist()[:2]], CORPUS_SCHEMA
+        )
+        rendered = render_rows(chats, tokenizer, settings)
+        return [len(ids) for ids in rendered["input_ids"].to_pylist()], count_cut(rendered)
+
+    folder = shard["folders"]["pivot"]
+    whole, none = lengths(250, "Yes.")
+    assert none == 0 and max(whole) < 250
+    assert lengths(250, "la " * 400) == ([250, *whole[1:]], 1)
+    assert lengths(2048, "la " * 400) == ([256, *whole[1:]], 1)
+    assert lengths(min(whole[1:]) - 1, "Yes.")[1] >= 1
 
 
 def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
