@@ -6,8 +6,9 @@
 
 The engine is simulated: it has no model, and takes the time that its tokens need at a fixed speed. All else is the
 stage as it is: shards, rendering tasks, actors, the store, commits. Nodes are those of ray.cluster_utils.Cluster on
-this one machine, so what is measured is what the stage and Ray cost beside the engine, with every node's share of
-that cost on the machine's own few cores. The clock starts when every engine has been loaded.
+this one machine, with two CPUs and a GPU each that exist in name only. So what is measured is what the stage and Ray
+cost beside the engine, with every node's share of that cost on the machine's own few cores. The clock starts when every
+engine has been loaded.
 
 Efficiency is the work done by n nodes, over n times the work of one node in the same time; every node gets equally
 many shards. Memory is the driver's largest resident set beyond what it had before the stage, each case in a process
@@ -132,11 +133,11 @@ def _measure(case: str, size: int) -> None:
 def _measure_nodes(folder: str, nodes: int) -> dict[str, float]:
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(nodes):
-        machines.add_node(num_cpus=2, object_store_memory=100 << 20)
+        machines.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 << 20)
     cluster.connect(machines.address)
     # Longer chats than the long corpus has, as an engine's time should go into tokens.
     rows = [next(chat for chat in chats(answer_characters=400) if len(chat[1]["content"]) == 400)] * ROWS_OF_SHARD
-    recipe = _recipe(folder, actors=nodes)
+    recipe = _recipe(folder, actors=nodes, gpus=1)
     artifact = _lay_out(recipe, [rows] * SHARDS_PER_NODE * nodes)
     opens = Opens(folder, nodes, TOKENS_PER_S)
     build_distributions(recipe, [artifact], silent, opens)
@@ -169,7 +170,7 @@ def _measure_rows(folder: str, rows: int) -> dict[str, float]:
     return {"peak_mib": peak / 2**20, "grown_mib": (peak - before) / 2**20, "rows_per_s": rate}
 
 
-def _recipe(folder: str, actors: int) -> Recipe:
+def _recipe(folder: str, actors: int, gpus: int = 0) -> Recipe:
     model = f"{folder}/model"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -191,7 +192,12 @@ def _recipe(folder: str, actors: int) -> Recipe:
             "pivot": {"model": model},
             "sources": [{"name": "none", "model": model}],
             "corpus": {"path": f"{folder}/chats.jsonl"},
-            "distributions": {"top_k": TOP_K, "template": "plain", "actors": {"min": actors, "max": actors}},
+            "distributions": {
+                "top_k": TOP_K,
+                "template": "plain",
+                "actors": {"min": actors, "max": actors},
+                "gpus_per_actor": gpus,
+            },
         }
     )
 
