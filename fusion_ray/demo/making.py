@@ -32,13 +32,17 @@ def make(folder: Path, seed: int, tell: Tell, size: str) -> Path:
     """Make what is missing or out of date; see `fusion_ray.demo.prepare`."""
     if size not in PLANS:
         raise RecipeError(f"demo: no size '{size}'; there are {', '.join(PLANS)}.")
-    plan = PLANS[size]
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_chats(folder, plan, seed, tell)
-    _make_models(folder, plan, seed, tell)
+    make_materials(folder, PLANS[size], seed, tell)
     recipe = folder / "recipe.yaml"
     _write(recipe, recipe_text(size, folder, seed))
     return recipe
+
+
+def make_materials(folder: Path, plan: DemoPlan, seed: int, tell: Tell) -> None:
+    """Make the chats and models of a plan, without a recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _make_chats(folder, plan, seed, tell)
+    _make_models(folder, plan, seed, tell)
 
 
 def recipe_text(size: str, folder: Path, seed: int) -> str:

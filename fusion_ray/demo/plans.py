@@ -15,6 +15,7 @@ class ModelPlan:
         style: Chat template, a key of `vocabularies.STYLES`.
         domains: Domains whose chats it is trained on.
         tokens: Tokens it sees in training, padding not counted.
+        vocabulary_domains: Domains whose chats its tokenizer is made from; its own where none is given.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelPlan:
     learning_rate: float = 3e-3
     tokens_per_step: int = 768
     seed: int = 0
+    vocabulary_domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+Chat = list[dict[str, str]]
 Report = Callable[[int, int, float], None]
 
 
-def train_model(plan: ModelPlan, chats: list[list[dict[str, str]]], folder: Path, report: Report) -> None:
-    """Train tokenizer and model on `chats` and save both to `folder`.
+def train_model(plan: ModelPlan, chats: dict[str, list[Chat]], folder: Path, report: Report) -> None:
+    """Train tokenizer and model on the chats of the plan's domains and save both to `folder`.
 
     Args:
-        chats: Conversations as lists of messages.
+        chats: Conversations as lists of messages, by domain.
         report: Called about once a second with the tokens seen, the tokens to see, and the loss in nats per token.
     """
     import torch
@@ -35,12 +37,13 @@ def train_model(plan: ModelPlan, chats: list[list[dict[str, str]]], folder: Path
     from fusion_ray.demo.vocabularies import STYLES, TRAINERS, as_hugging_face
 
     style = STYLES[plan.style]
-    texts = [message["content"] for chat in chats for message in chat] + ["user\n", "assistant\n"] * len(chats)
+    read = [chat for domain in plan.vocabulary_domains or plan.domains for chat in chats[domain]]
+    texts = [message["content"] for chat in read for message in chat] + ["user\n", "assistant\n"] * len(read)
     trained = TRAINERS[plan.vocabulary](texts, plan.vocabulary_size, style)
     tokenizer = as_hugging_face(trained, style)
     torch.manual_seed(plan.seed)
     model = build_model(plan, tokenizer)
-    rows = [_render(tokenizer, chat)[: plan.max_length] for chat in chats]
+    rows = [_render(tokenizer, chat)[: plan.max_length] for domain in plan.domains for chat in chats[domain]]
     fit(model, rows, plan, report)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -151,9 +154,11 @@ def _render(tokenizer: "PreTrainedTokenizerFast", chat: list[dict[str, str]]) ->
 def run_job(job: Path, report: Report) -> None:
     """Do the training that a job file describes: a plan, a file of chats, a folder to fill."""
     described = json.loads(job.read_text(encoding="utf-8"))
-    plan = ModelPlan(**described["plan"] | {"domains": tuple(described["plan"]["domains"])})
-    lines = Path(described["chats"]).read_text(encoding="utf-8").splitlines()
-    chats = [chat["messages"] for chat in map(json.loads, lines) if chat["domain"] in plan.domains]
+    plan = ModelPlan(**{key: tuple(v) if isinstance(v, list) else v for key, v in described["plan"].items()})
+    chats: dict[str, list[Chat]] = defaultdict(list)
+    for line in Path(described["chats"]).read_text(encoding="utf-8").splitlines():
+        chat = json.loads(line)
+        chats[chat["domain"]].append(chat["messages"])
     train_model(plan, chats, Path(described["folder"]), report)
 
 

@@ -17,12 +17,13 @@ FEW = Texts(code="[a-c]*.py", packages=("jinja2",), languages=("english",), answ
 
 @pytest.mark.parametrize("plan", TINY.models, ids=lambda plan: plan.name)
 def test_a_trained_model_is_read_back_with_its_own_tokenizer_and_has_learned(plan: ModelPlan, tmp_path: Path) -> None:
-    chats = [chat.messages() for chat in all_chats(FEW) if chat.domain in plan.domains][:80]
+    few = [chat for chat in all_chats(FEW) if chat.domain in plan.domains][:80]
+    chats = {domain: [chat.messages() for chat in few if chat.domain == domain] for domain in plan.domains}
     losses: list[float] = []
     train_model(replace(plan, tokens=6000), chats, tmp_path, lambda _done, _total, loss: losses.append(loss))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    text = str(tokenizer.apply_chat_template(chats[0], tokenize=False))
+    text = str(tokenizer.apply_chat_template(few[0].messages(), tokenize=False))
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
     with torch.no_grad():

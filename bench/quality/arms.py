@@ -1,0 +1,74 @@
+"""What is compared: changes to the demo's recipe, by the table they stand in.
+
+The first arm of a table is the recipe as it is. An arm is a mapping from a dotted key of the recipe to its value; the
+key `testbed.KEY` changes the testbed instead.
+"""
+
+from typing import Any
+
+Arm = dict[str, Any]
+
+RECIPE: Arm = {}
+FUSED_K = (4, 10, 16, 32)
+
+TABLES: dict[str, dict[str, Arm]] = {
+    "main": {"recipe": RECIPE},
+    "alignment": {
+        "bytes": RECIPE,
+        "bytes, no inner tail": {"fused.align": {"kind": "bytes", "inner_tail": "none"}},
+        "ms": {"fused.align": {"kind": "ms"}},
+        "mined": {"fused.align": {"kind": "mined"}},
+        "em": {"fused.align": {"kind": "em"}},
+    },
+    "choosing": {
+        "MinCE by sequence, gold where the pivot wins": RECIPE,
+        "MinCE by token": {"fused.choose": {"kind": "mince", "level": "token"}},
+        "MinCE in nats a token": {"fused.choose": {"kind": "mince", "unit": "token"}},
+        "AvgCE": {"fused.choose": {"kind": "avgce"}},
+        "the pivot's own distribution where it wins": {"fused.pivot_wins": "distil"},
+        "gate: online": {"targets.gate": "online"},
+        "multi: one set from all sources": {"fused.mode": "multi"},
+    },
+    "loss": {
+        "ce, tail bucket": RECIPE,
+        "tail renormalised": {"targets.tail": "renormalise"},
+        "kl": {"targets.divergence": "kl"},
+        "rkl": {"targets.divergence": "rkl"},
+        "jsd": {"targets.divergence": "jsd"},
+        **{f"k = {k}": {"fused.top_k": k} for k in FUSED_K},
+        **{f"k = {k}, tail renormalised": {"fused.top_k": k, "targets.tail": "renormalise"} for k in FUSED_K},
+    },
+    "lambda": {"0.2": RECIPE, **{f"{value}": {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
+    "epochs": {"10": RECIPE, **{f"{value}": {"targets.epochs": value} for value in (1, 3, 20)}},
+    "rows": {"400": RECIPE, **{f"{value}": {"testbed.rows": value} for value in (50, 100, 200)}},
+    "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0)}},
+    "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
+    "sources": {
+        "3": RECIPE,
+        "1": {"testbed.sources": 1},
+        "2": {"testbed.sources": 2},
+        "4": {"testbed.sources": 4},
+        "3 and a random one": {"testbed.random_source": True},
+    },
+    "vocabulary": {
+        "all different": RECIPE,
+        "one": {"testbed.shared_vocabulary": True},
+        "one, dense (k = V)": {"testbed.shared_vocabulary": True, "distributions.top_k": 1024},
+        "one, k = 10": {"testbed.shared_vocabulary": True, "distributions.top_k": 10},
+    },
+    "merging": {
+        "VaRM, matrix": RECIPE,
+        **{
+            f"VaRM, {level}": {"merged.method": {"kind": "varm", "granularity": level}}
+            for level in ("model", "layer", "module", "element")
+        },
+        "linear": {"merged.method": {"kind": "linear"}},
+        "task arithmetic, 1/J": {"merged.method": {"kind": "task_arithmetic", "normalize": True}},
+        "TIES": {"merged.method": {"kind": "ties"}},
+        "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
+        "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
+        "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
+        "model stock": {"merged.method": {"kind": "model_stock"}},
+        "Karcher": {"merged.method": {"kind": "karcher"}},
+    },
+}

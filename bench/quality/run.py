@@ -1,0 +1,113 @@
+"""Does fusion work, and which settings are best: tables over seeds, with controls.
+
+    python bench/quality/run.py                                  # every table, five seeds: hours on two cores
+    python bench/quality/run.py main merging --seeds 1           # a quarter of an hour
+    python bench/quality/run.py --folder quality                 # where models and runs are kept
+
+A trial that was run before is read, and of a new one only what differs is made: models, distributions, fused sets and
+targets with the same fingerprint are linked. Tables go to the terminal; every trial's numbers, with machine and
+versions, to bench/results/quality.jsonl.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from arms import TABLES, Arm
+from effects import Effect, compare
+from measurement import Measurement, report
+from testbeds import Testbed
+from trials import Outcome, run_trial
+
+from fusion_ray.progress import Progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    given = parser.parse_args()
+    unknown = [name for name in given.tables if name not in TABLES]
+    if unknown:
+        parser.error(f"no table {', '.join(unknown)}; there are: {', '.join(TABLES)}")
+    trials = _Trials(given.folder, given.seeds)
+    for name in given.tables:
+        print_main(trials) if name == "main" else print_table(name, TABLES[name], trials)
+
+
+class _Trials:
+    """Runs each arm once for every seed."""
+
+    def __init__(self, folder: Path, seeds: int) -> None:
+        self.folder, self.seeds = folder, seeds
+
+    def __call__(self, arm: Arm) -> list[Outcome]:
+        return [
+            run_trial(self.folder, Testbed(seed=seed), arm, controls=not arm, tell=_tell) for seed in range(self.seeds)
+        ]
+
+
+def _tell(progress: Progress) -> None:
+    if progress.done == progress.total:
+        print(f"  {progress.what}: {progress.detail}", file=sys.stderr, flush=True)
+
+
+def print_main(trials: _Trials) -> None:
+    """The claim itself: merged against pivot, SFT, the other controls and the targets."""
+    found = trials({})
+    print(
+        "| merged less | bits per byte | 95 % interval | p | better in seeds | in seed sd |\n|---|---|---|---|---|---|"
+    )
+    others = [name for name in found[0].scores.models if name != "merged" and not name.startswith("source:")]
+    for other in others:
+        effect = compare([(outcome, "merged", outcome, other) for outcome in found])
+        print(f"| {other} | {_cells(effect)} |", flush=True)
+    shuffled = compare([(outcome, "shuffled", outcome, "sft") for outcome in found])
+    print(f"| (shuffled less sft) | {_cells(shuffled)} |")
+    shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
+    print(f"\nRecovered share of the oracle's gain: {', '.join(f'{share:.0%}' for share in shares)}\n")
+    sft = compare([(outcome, "merged", outcome, "sft") for outcome in found])
+    holds = sft.better == sft.seeds and sft.p_value < 0.001
+    _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
+    _report("shuffled less sft, share of merged's gain", shuffled, "<= 5 %", -shuffled.value <= -0.05 * sft.value)
+
+
+def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> None:
+    """Every arm's merged model, beside the first arm's and beside the SFT control of its own testbed."""
+    print(f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | recovered |")
+    print("|---" * 7 + "|")
+    first: list[Outcome] = []
+    for label, arm in arms.items():
+        found = trials(arm)
+        first = first or found
+        rate = sum(outcome.report["bits_per_byte"]["merged"]["overall"] for outcome in found) / len(found)
+        own = compare([(outcome, "merged", outcome, "sft") for outcome in found])
+        shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] or 0.0 for outcome in found]
+        beside = "| | |"
+        same_texts = not any(key == "testbed.rows" for key in arm)
+        if arm and same_texts:
+            effect = compare([(a, "merged", b, "merged") for a, b in zip(found, first, strict=True)])
+            beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {effect.p_value:.3f} |"
+            _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
+        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {sum(shares) / len(shares):.0%} |", flush=True)
+
+
+def _cells(effect: Effect) -> str:
+    spread = "-" if effect.in_sd is None else f"{effect.in_sd:+.1f}"
+    interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
+    return f"{effect.value:+.4f} | {interval} | {effect.p_value:.4f} | {effect.better} of {effect.seeds} | {spread}"
+
+
+def _report(case: str, effect: Effect, goal: str | None, holds: bool | None) -> None:
+    described = f"{case}, {effect.seeds} seeds, 95 % [{effect.low:+.4f}, {effect.high:+.4f}], p = {effect.p_value:.4f}"
+    report(Measurement("quality", described, "bits per byte", effect.value, goal=goal, holds=holds))
+
+
+if __name__ == "__main__":
+    main()

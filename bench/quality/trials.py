@@ -1,0 +1,115 @@
+"""One trial: a testbed, an arm, a run of the pipeline; what an earlier one made from the same is taken over."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+from arms import Arm
+from testbeds import Testbed, make_testbed
+
+from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.pipeline import graph
+from fusion_ray.progress import Tell, silent
+from fusion_ray.recipe import Recipe, parse_recipe
+
+CONTROLS = ("sft", "self", "shuffled")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a trial measured: the held-out documents and the report's numbers."""
+
+    ids: tuple[str, ...]
+    scores: Scores
+    report: dict[str, Any]
+
+
+def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell = silent) -> Outcome:
+    """Run one arm on one testbed, or read what it measured before.
+
+    Args:
+        folder: Where all trials lie: `testbeds/`, `runs/`.
+        testbed: What is fused.
+        arm: Changes to testbed and recipe.
+        controls: Train the control arms as well.
+        tell: Receives the progress of making the models.
+    """
+    recipe = _recipe(folder, testbed, arm, controls, tell)
+    if not _is_done(recipe):
+        _take_over(recipe, folder / "runs")
+        _run(recipe)
+    return _read(Path(recipe.folder) / "6_report")
+
+
+def _recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell) -> Recipe:
+    changes = {key.removeprefix("testbed."): value for key, value in arm.items() if key.startswith("testbed.")}
+    testbed = replace(testbed, **changes)
+    place = folder / "testbeds" / _digest(asdict(testbed))
+    data = make_testbed(testbed, place, tell)
+    data["targets"] |= {"controls": list(CONTROLS if controls else ("sft",))}
+    for key, value in arm.items():
+        section, _, name = key.partition(".")
+        if section != "testbed":
+            data[section] = data.get(section, {}) | {name: value}
+    # The page's examples take time, and nobody looks at them here.
+    data |= {"runs": f"{folder.as_posix()}/runs", "report": {"samples": 0, "views": 0}}
+    return parse_recipe(data | {"name": _digest({"testbed": asdict(testbed), "recipe": {**data, "name": ""}})})
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_done(recipe: Recipe) -> bool:
+    """Whether the report is there and made from exactly this."""
+    manifest = Path(recipe.folder) / "6_report" / "MANIFEST.json"
+    return manifest.is_file() and json.loads(manifest.read_text())["fingerprint"] == graph(recipe)[-1].fingerprint
+
+
+def _take_over(recipe: Recipe, runs: Path) -> None:
+    """Link what other trials made with the same fingerprint; the report's scored shards carry theirs themselves."""
+    made = {json.loads(path.read_text())["fingerprint"]: path.parent for path in runs.glob("*/[1-5]_*/MANIFEST.json")}
+    nested = runs.glob("*/[1-5]_*/*/MANIFEST.json")
+    made |= {json.loads(path.read_text())["fingerprint"]: path.parent for path in nested}
+    for artifact in graph(recipe):
+        found, target = made.get(artifact.fingerprint), Path(artifact.folder)
+        if found is not None and not (target / "MANIFEST.json").is_file():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(found, target, copy_function=os.link)
+    sft = next(artifact for artifact in graph(recipe) if artifact.stage == "targets" and artifact.name == "sft")
+    scored = Path(recipe.folder) / "6_report" / "scores"
+    for run in runs.glob("*/4_targets/sft/MANIFEST.json"):
+        before = run.parents[2] / "6_report" / "scores"
+        same = json.loads(run.read_text())["fingerprint"] == sft.fingerprint
+        if same and before.is_dir() and not scored.exists():
+            shutil.copytree(before, scored, copy_function=os.link)
+
+
+def _run(recipe: Recipe) -> None:
+    folder = Path(recipe.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True)))
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "fusion_ray", "run", str(file)]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{file} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+
+
+def _read(folder: Path) -> Outcome:
+    table = pq.read_table(folder / "documents.parquet")
+    models = [name for name in table.column_names if name not in ("id", "domain", "n_bytes")]
+    nll_MN = np.stack([table[name].to_numpy() for name in models])
+    scores = Scores(tuple(models), nll_MN, table["n_bytes"].to_numpy(), np.array(table["domain"].to_pylist()))
+    return Outcome(tuple(table["id"].to_pylist()), scores, json.loads((folder / "report.json").read_text()))
