@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 
-from fusion_ray.demo.making import make_materials, recipe_text
+from fusion_ray.demo.making import recipe_text
 from fusion_ray.demo.plans import DEMO, DOMAINS, DemoPlan, ModelPlan
-from fusion_ray.progress import Tell
 
 _PIVOT = DEMO.models[-1]
 _SPECIALISTS = DEMO.models[:-1]
@@ -51,12 +50,9 @@ class Testbed:
         return replace(DEMO, fusion_chats=self.rows, models=models)
 
 
-def make_testbed(testbed: Testbed, folder: Path, tell: Tell) -> dict[str, Any]:
-    """Make chats and models of a testbed, and return its recipe as plain data: the demo's, with these models."""
-    plan = testbed.plan()
-    make_materials(folder, plan, testbed.seed, tell)
+def recipe_of(testbed: Testbed, folder: Path) -> dict[str, Any]:
+    """The recipe of a testbed that lies in a folder, as plain data: the demo's, with these models."""
     data: dict[str, Any] = yaml.safe_load(recipe_text("demo", folder, testbed.seed))
-    data["sources"] = [
-        {"name": model.name, "model": f"{folder.as_posix()}/models/{model.name}"} for model in plan.models[:-1]
-    ]
+    sources = testbed.plan().models[:-1]
+    data["sources"] = [{"name": model.name, "model": f"{folder.as_posix()}/models/{model.name}"} for model in sources]
     return data

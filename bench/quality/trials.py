@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from arms import Arm
-from testbeds import Testbed, make_testbed
+from testbeds import Testbed, recipe_of
 
 from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.demo.making import make_materials
 from fusion_ray.pipeline import graph
 from fusion_ray.progress import Tell, silent
 from fusion_ray.recipe import Recipe, parse_recipe
@@ -43,18 +44,26 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
         controls: Train the control arms as well.
         tell: Receives the progress of making the models.
     """
-    recipe = _recipe(folder, testbed, arm, controls, tell)
+    testbed = changed(testbed, arm)
+    recipe = arm_recipe(folder, testbed, arm, controls)
+    place = _place(folder, testbed)
+    make_materials(place, testbed.plan(), testbed.seed, tell)
     if not _is_done(recipe):
         _take_over(recipe, folder / "runs")
         _run(recipe)
     return _read(Path(recipe.folder) / "6_report")
 
 
-def _recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell) -> Recipe:
-    changes = {key.removeprefix("testbed."): value for key, value in arm.items() if key.startswith("testbed.")}
-    testbed = replace(testbed, **changes)
-    place = folder / "testbeds" / _digest(asdict(testbed))
-    data = make_testbed(testbed, place, tell)
+def changed(testbed: Testbed, arm: Arm) -> Testbed:
+    """The testbed that an arm asks for."""
+    return replace(
+        testbed, **{key.removeprefix("testbed."): value for key, value in arm.items() if key.startswith("testbed.")}
+    )
+
+
+def arm_recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool) -> Recipe:
+    """The recipe of one arm on a testbed that is as the arm asks for."""
+    data = recipe_of(testbed, _place(folder, testbed))
     data["targets"] |= {"controls": list(CONTROLS if controls else ("sft",))}
     for key, value in arm.items():
         section, _, name = key.partition(".")
@@ -62,7 +71,11 @@ def _recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell
             data[section] = data.get(section, {}) | {name: value}
     # The page's examples take time, and nobody looks at them here.
     data |= {"runs": f"{folder.as_posix()}/runs", "report": {"samples": 0, "views": 0}}
-    return parse_recipe(data | {"name": _digest({"testbed": asdict(testbed), "recipe": {**data, "name": ""}})})
+    return parse_recipe(data | {"name": _digest({"testbed": asdict(testbed), "recipe": data})})
+
+
+def _place(folder: Path, testbed: Testbed) -> Path:
+    return folder / "testbeds" / _digest(asdict(testbed))
 
 
 def _digest(facts: dict[str, Any]) -> str:

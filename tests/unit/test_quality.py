@@ -1,0 +1,60 @@
+"""The quality benchmark's arms are valid recipes that differ, and effects are what they should be."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import testbeds
+from arms import TABLES
+from effects import compare
+from trials import Outcome, arm_recipe, changed
+
+from fusion_ray.algorithms.evaluate.rates import Scores
+
+ARMS = [(table, label) for table, arms in TABLES.items() for label in arms]
+
+
+@pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
+def test_an_arm_is_a_valid_recipe_that_differs_from_the_first(table: str, label: str) -> None:
+    arm = TABLES[table][label]
+    first = next(iter(TABLES[table].values()))
+    recipe, other = (
+        arm_recipe(Path("quality"), changed(testbeds.Testbed(), a), a, controls=False) for a in (arm, first)
+    )
+    assert (recipe == other) == (arm == first)
+
+
+def outcome(nll_by_model: dict[str, list[float]], **changes: Any) -> Outcome:
+    n = len(next(iter(nll_by_model.values())))
+    scores = Scores(tuple(nll_by_model), np.array(list(nll_by_model.values())), np.full(n, 8), np.array(["a"] * n))
+    return replace(Outcome(tuple(map(str, range(n))), scores, {}), **changes)
+
+
+def test_an_effect_is_the_mean_over_seeds_and_its_interval_holds_the_spread_between_them() -> None:
+    rng = np.random.default_rng(0)
+    base_N = rng.uniform(8, 16, 200)
+    shift_S = [
+        0.10,
+        0.30,
+        0.20,
+        0.25,
+        0.15,
+    ]  # Bits per byte by which `b` is worse, by seed; no noise between documents.
+    seeds = [outcome({"a": list(base_N), "b": list(base_N + shift * 8 * np.log(2))}) for shift in shift_S]
+    effect = compare([(seed, "a", seed, "b") for seed in seeds])
+    assert effect.value == pytest.approx(-0.2)
+    assert effect.better == effect.seeds == 5
+    assert effect.in_sd == pytest.approx(-0.2 / np.std(shift_S, ddof=1))
+    assert -0.30 < effect.low < -0.2 < effect.high < -0.10
+    assert effect.p_value < 0.001
+
+
+def test_arms_are_paired_by_document_whatever_the_order() -> None:
+    one = outcome({"a": [8.0, 16.0, 24.0]})
+    other = outcome({"b": [24.0, 16.0, 8.0]}, ids=("2", "1", "0"))
+    effect = compare([(one, "a", other, "b")])
+    assert effect.value == effect.low == effect.high == 0
+    assert effect.p_value == 1
+    assert effect.in_sd is None
