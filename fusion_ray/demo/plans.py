@@ -1,6 +1,7 @@
 """What the demo makes: how many chats, and the shape and training of each model, in two sizes."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from fusion_ray.demo.chats import Texts
 
@@ -70,7 +71,13 @@ DEMO = DemoPlan(
     ),
 )  # fmt: skip
 
-_TINY = {"vocabulary_size": 512, "hidden_size": 64, "layers": 2, "max_length": 128, "tokens_per_step": 512}
+_TINY: dict[str, Any] = {
+    "vocabulary_size": 512,
+    "hidden_size": 64,
+    "layers": 2,
+    "max_length": 128,
+    "tokens_per_step": 512,
+}
 TINY = DemoPlan(
     fusion_chats=20,
     training_chats=120,

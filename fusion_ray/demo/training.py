@@ -8,7 +8,6 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Chat = list[dict[str, str]]
 Report = Callable[[int, int, float], None]
 
 
-def train_model(plan: ModelPlan, chats: dict[str, list[Chat]], folder: Path, report: Report) -> None:
-    """Train tokenizer and model on the chats of the plan's domains and save both to `folder`.
+def train_model(plan: ModelPlan, chats: list[dict[str, Any]], folder: Path, report: Report) -> None:
+    """Train tokenizer and model on those chats that are of the plan's domains and save both to `folder`.
 
     Args:
-        chats: Conversations as lists of messages, by domain.
+        chats: Rows of a file of chats: `domain`, and `messages` with role and content.
         report: Called about once a second with the tokens seen, the tokens to see, and the loss in nats per token.
     """
     import torch
@@ -37,13 +35,13 @@ def train_model(plan: ModelPlan, chats: dict[str, list[Chat]], folder: Path, rep
     from fusion_ray.demo.vocabularies import STYLES, TRAINERS, as_hugging_face
 
     style = STYLES[plan.style]
-    read = [chat for domain in plan.vocabulary_domains or plan.domains for chat in chats[domain]]
+    read = _conversations(chats, plan.vocabulary_domains or plan.domains)
     texts = [message["content"] for chat in read for message in chat] + ["user\n", "assistant\n"] * len(read)
     trained = TRAINERS[plan.vocabulary](texts, plan.vocabulary_size, style)
     tokenizer = as_hugging_face(trained, style)
     torch.manual_seed(plan.seed)
     model = build_model(plan, tokenizer)
-    rows = [_render(tokenizer, chat)[: plan.max_length] for domain in plan.domains for chat in chats[domain]]
+    rows = [_render(tokenizer, chat)[: plan.max_length] for chat in _conversations(chats, plan.domains)]
     fit(model, rows, plan, report)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -146,6 +144,10 @@ def _pad(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return ids_BT, labels_BT
 
 
+def _conversations(chats: list[dict[str, Any]], domains: tuple[str, ...]) -> list[list[dict[str, str]]]:
+    return [chat["messages"] for chat in chats if chat["domain"] in domains]
+
+
 def _render(tokenizer: "PreTrainedTokenizerFast", chat: list[dict[str, str]]) -> np.ndarray:
     text = str(tokenizer.apply_chat_template(chat, tokenize=False))
     return np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
@@ -154,12 +156,11 @@ def _render(tokenizer: "PreTrainedTokenizerFast", chat: list[dict[str, str]]) ->
 def run_job(job: Path, report: Report) -> None:
     """Do the training that a job file describes: a plan, a file of chats, a folder to fill."""
     described = json.loads(job.read_text(encoding="utf-8"))
-    plan = ModelPlan(**{key: tuple(v) if isinstance(v, list) else v for key, v in described["plan"].items()})
-    chats: dict[str, list[Chat]] = defaultdict(list)
-    for line in Path(described["chats"]).read_text(encoding="utf-8").splitlines():
-        chat = json.loads(line)
-        chats[chat["domain"]].append(chat["messages"])
-    train_model(plan, chats, Path(described["folder"]), report)
+    lists = {key: tuple(described["plan"][key]) for key in ("domains", "vocabulary_domains")}
+    lines = Path(described["chats"]).read_text(encoding="utf-8").splitlines()
+    train_model(
+        ModelPlan(**described["plan"] | lists), [json.loads(line) for line in lines], Path(described["folder"]), report
+    )
 
 
 def main(job: Path) -> None:

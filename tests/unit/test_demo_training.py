@@ -18,7 +18,7 @@ FEW = Texts(code="[a-c]*.py", packages=("jinja2",), languages=("english",), answ
 @pytest.mark.parametrize("plan", TINY.models, ids=lambda plan: plan.name)
 def test_a_trained_model_is_read_back_with_its_own_tokenizer_and_has_learned(plan: ModelPlan, tmp_path: Path) -> None:
     few = [chat for chat in all_chats(FEW) if chat.domain in plan.domains][:80]
-    chats = {domain: [chat.messages() for chat in few if chat.domain == domain] for domain in plan.domains}
+    chats = [{"domain": chat.domain, "messages": chat.messages()} for chat in few]
     losses: list[float] = []
     train_model(replace(plan, tokens=6000), chats, tmp_path, lambda _done, _total, loss: losses.append(loss))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
