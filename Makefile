@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Ray starts processes by the dozen: without cached bytecode each would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint bench chaos docs clean
+.PHONY: help setup demo test test-all lint bench quality chaos docs clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -59,6 +59,9 @@ lint: setup ## Style, types, import floors
 
 bench: setup ## Every benchmark; `make bench-alignment` runs one
 	for script in bench/*.py; do grep -q __main__ $$script && { $(BIN)/python $$script || exit 1; }; done
+
+quality: setup ## Does fusion work: tables over five seeds, with controls (hours)
+	$(BIN)/python bench/quality/run.py
 
 bench-%: setup
 	$(BIN)/python bench/$*.py

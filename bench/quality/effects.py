@@ -13,7 +13,7 @@ from trials import Outcome
 from fusion_ray.algorithms.evaluate.bootstrap import resample_rates
 from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
 
-DRAWS = 2000
+DRAWS = 10_000
 
 
 class Effect(NamedTuple):
