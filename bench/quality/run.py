@@ -1,7 +1,7 @@
 """Does fusion work, and which settings are best: tables over seeds, with controls.
 
     python bench/quality/run.py                                  # every table, five seeds: hours on two cores
-    python bench/quality/run.py main merging --seeds 1           # a quarter of an hour
+    python bench/quality/run.py main --seeds 1                   # ten minutes
     python bench/quality/run.py --folder quality                 # where models and runs are kept
 
 A trial that was run before is read, and of a new one only what differs is made: models, distributions, fused sets and
