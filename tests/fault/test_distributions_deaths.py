@@ -100,7 +100,7 @@ def test_a_row_that_kills_the_engine_again_and_again_is_rejected_by_id(folder: P
 
 @pytest.mark.slow
 def test_an_engine_that_dies_on_every_row_fails_the_run_and_not_the_rows(folder: Path) -> None:
-    recipe = dying_recipe(folder, "broken", tuple(range(60)))
+    recipe = dying_recipe(folder, "broken", tuple(range(10)), rows=10)
     with pytest.raises(EngineError, match=r"it is the engine and not the rows.*illegal memory access"):
         score(recipe, opens(fail))
 
