@@ -17,7 +17,7 @@ from fusion_ray.recipe import Distributions, Model, OpenAIEngine
 from fusion_ray.storage.attempts import Attempts
 
 # Rows of one shard that may kill the engine, each alone, before the engine itself is to blame.
-_MOST_KILLERS = 8
+_MOST_KILLERS = 4
 
 
 RENDERED_SCHEMA = pa.schema(

@@ -101,7 +101,7 @@ def test_rows_that_kill_only_together_are_all_scored(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_dies_on_any_row_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"died 2 times over a whole shard, then over 8 of its rows.*\(row row-0: "):
+    with pytest.raises(EngineError, match=r"died 2 times over a whole shard, then over 4 of its rows.*\(row row-0: "):
         until_done(tmp_path, Scorer(*range(20)), rows=20)
     assert open_attempts(str(tmp_path), SHARD).killers == {}
 
