@@ -56,9 +56,10 @@ class Engine:
         config = settings.deepspeed_config(pin_memory=torch.cuda.is_available())
         self.stage: int = config["zero_optimization"]["stage"]
         self.clip = settings.clip
-        model, self._originals = _load(model_folder, settings, config, trust_remote_code)
+        model, self._originals, parted = _load(model_folder, settings, config, trust_remote_code)
         if settings.adapter is not None:
             self._adapt(model, settings.adapter, seed)
+        del parted  # Until here peft had to know that weights lie in parts.
         self.student = Student(model, settings)
         optimizer = torch.optim.AdamW(
             self._trained(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
@@ -191,8 +192,11 @@ class Engine:
 
 def _load(
     folder: str, settings: Targets, config: dict[str, Any], trust_remote_code: bool
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model in its training dtype, and float32 originals of weights that this dtype rounds.
+) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    """The model in its training dtype, float32 originals of weights that this dtype rounds, and a mark.
+
+    While the mark of a model that was loaded in parts is alive, Transformers and peft gather weights before they read
+    them.
 
     Masters must start from what is on disk: a target that starts from a rounded pivot would differ from the pivot by
     the rounding, which is larger than what fine-tuning changes.
@@ -208,8 +212,8 @@ def _load(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if alive is not None:
-        return model, {}
+        return model, {}, alive
     originals: dict[str, torch.Tensor] = {}
     if settings.dtype == "bfloat16" and any(weight.dtype != torch.bfloat16 for weight in model.parameters()):
         originals = {name: weight.detach().float() for name, weight in model.named_parameters()}
-    return model.to(getattr(torch, settings.dtype)), originals
+    return model.to(getattr(torch, settings.dtype)), originals, None
