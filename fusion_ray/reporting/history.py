@@ -35,6 +35,24 @@ def describe_artifact(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def describe_report(
+    artifact: Artifact, seconds: float, peak_bytes: Mapping[str, int], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The report's own line: what it has cost when all is measured and its files are still to be written.
+
+    Args:
+        artifact: The report, not finished yet.
+        seconds: Since its start.
+        peak_bytes: Of driver and largest worker.
+        facts: With `documents`, which stand as its rows.
+    """
+    so_far = Manifest(
+        artifact.stage, artifact.name, artifact.fingerprint, artifact.parts, (), {}, facts, round(seconds, 3),
+        versions(), peak_bytes,
+    )  # fmt: skip
+    return describe_artifact(artifact, so_far) | {"rows": facts["documents"]}
+
+
 def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
     """Everything about the run that needs no computing.
 

@@ -24,7 +24,7 @@ from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.reporting.choices import count_choices, sum_choices
 from fusion_ray.reporting.heldout import HeldOut, compare_shard, documents_table, join_shards
-from fusion_ray.reporting.history import describe_run
+from fusion_ray.reporting.history import describe_report, describe_run
 from fusion_ray.reporting.model_card import add_scores
 from fusion_ray.reporting.numbers import CONTROLS, measure
 from fusion_ray.reporting.page import render_page
@@ -38,6 +38,7 @@ from fusion_ray.stages.report_judge import judge_models
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.models import trained_model
+from fusion_ray.storage.peak import take_peaks
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
@@ -82,10 +83,12 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
     report["judge"] = judge_models(recipe, artifact.folder, entrants, tell)
     report["benchmarks"] = run_benchmarks(recipe, artifact.folder, artifact.contents, entrants, tell)
+    peaks = take_peaks()
+    facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
+    report["stages"].append(describe_report(artifact, time.monotonic() - started, peaks, facts))
     files = _write_files(artifact, report, heldout)
     _add_scores_to_card(artifact.inputs["merged"], report)
-    facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
-    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
+    write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts, peak_bytes=peaks)
     tell(Progress("report", 1, 1))
 
 

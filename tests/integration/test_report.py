@@ -52,6 +52,17 @@ def test_every_artifact_that_ray_made_says_its_peak_memory(run: Recipe) -> None:
         assert 50 << 20 < stage["peak_bytes"]["driver"] < 8 << 30
 
 
+def test_the_report_counts_itself_as_far_as_its_files(run: Recipe) -> None:
+    report = read_report(run.folder)
+    last = report["stages"][-1]
+    finished = read_manifest(f"{run.folder}/6_report")
+    assert last["stage"] == "report"
+    assert 0 < last["seconds"] < finished.seconds
+    assert last["rows"] == report["heldout"]["documents"]
+    assert last["peak_bytes"] == finished.peak_bytes
+    assert last["peak_bytes"]["worker"] > 50 << 20
+
+
 def test_samples_hold_an_answer_of_every_model_made_from_the_pivot(run: Recipe) -> None:
     samples = read_report(run.folder)["samples"]
     assert len(samples) == run.report.samples
