@@ -36,7 +36,8 @@ def _start_head(environment: dict[str, str]) -> "tuple[subprocess.Popen[bytes], 
 
 
 def read_until_started(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """Start `ray start --block`, and return once it says that it is up."""
+    """Start `ray start --block`, and return once it says that it is up; when it is told to end it does so at once."""
+    environment = environment | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     with tempfile.NamedTemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
         until = time.monotonic() + 240
