@@ -37,6 +37,7 @@ _NODES = 3
 _POLL_S = 0.05
 _SYSTEM = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20_000}  # A lost node is noticed in 5 s, not 15.
 _MOST_S = 1800.0
+_FRESH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -254,11 +255,13 @@ def current_stage(folder: Path) -> str:
 
 
 def unfinished_file(folder: Path) -> str | None:
-    """A file that is being written under its temporary name, or a checkpoint that is being laid down."""
+    """A file that is being written now under its temporary name, or a checkpoint that is being laid down."""
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.endswith(".tmp") or (".training" in parent and name.endswith(".safetensors")):
-                return name
+                with suppress(FileNotFoundError):  # What an earlier kill has left is older.
+                    if time.time() - Path(parent, name).stat().st_mtime < _FRESH_S:
+                        return name
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fusion_ray import __version__
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
-from fusion_ray.storage.filesystem import delete, exists, join, read_bytes, write_bytes
+from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 from fusion_ray.storage.models import ModelFiles
 from fusion_ray.storage.peak import take_peaks
 from fusion_ray.storage.shards import ShardRecord
@@ -177,8 +177,14 @@ def model_folder(artifact: Artifact) -> str:
 
 
 def retract_manifest(folder: str) -> None:
-    """Withdraw an artifact before it is made anew: from here on it does not exist."""
+    """Withdraw an artifact before it is made anew: from here on it does not exist.
+
+    Files that a killed process left half-written, under their temporary names, go too.
+    """
     delete(join(folder, MANIFEST))
+    for name in list_files(folder, recursive=True) if locate(folder).is_local else ():
+        if name.endswith(".tmp") and name.rpartition("/")[2].startswith("."):
+            delete(join(folder, name))
 
 
 def versions() -> dict[str, str]:

@@ -122,6 +122,17 @@ def test_a_changed_input_changes_everything_after_it(tmp_path: Path) -> None:
     assert first.fingerprint != second.fingerprint
 
 
+def test_making_an_artifact_anew_removes_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    whole, half = tmp_path / "train" / "00000.parquet", tmp_path / "train" / ".00000.parquet.0a1b2c3d.tmp"
+    whole.parent.mkdir()
+    for path in (whole, half, tmp_path / "chat.tmp"):
+        path.write_bytes(b"")
+    retract_manifest(made.folder)
+    assert not half.exists()
+    assert whole.exists() and (tmp_path / "chat.tmp").exists()
+
+
 def test_an_artifact_without_manifest_does_not_exist(tmp_path: Path) -> None:
     made = artifact(tmp_path)
     write_manifest(made, seconds=1.0)
