@@ -7,6 +7,7 @@ Every target is a Ray Train run of its own, named by its fingerprint, so that ru
 checkpoint. Checkpoints lie in the hidden folder `.training` beside the model, and go when the manifest is written.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -25,7 +26,7 @@ from fusion_ray.stages.board import open_board, read_board
 from fusion_ray.stages.notices import NoticingTorch
 from fusion_ray.stages.training_worker import TargetTask, train_worker
 from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
-from fusion_ray.storage.filesystem import delete, join, list_files, locate, sha256_of_file
+from fusion_ray.storage.filesystem import delete, join, list_files, locate, read_bytes, sha256_of_file
 from fusion_ray.storage.peak import note_worker
 from fusion_ray.training import Targets
 
@@ -100,15 +101,30 @@ def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
 
 
 def _clear(artifact: Artifact) -> None:
-    """Remove what an older recipe left; checkpoints of this very target stay, to go on from."""
+    """Remove what an older recipe left; checkpoints of this very target stay, to go on from.
+
+    Unless Ray Train's list of them is damaged: a full disk or a kill in the middle of writing leaves it cut off, and
+    Ray Train would fail on it for ever. Then training begins anew.
+    """
     retract_manifest(artifact.folder)
     for name in list_files(artifact.folder):
         delete(join(artifact.folder, name))
     ours = f"{_run_name(artifact)}/"
     working = join(artifact.folder, WORKING)
     strangers = {path.split("/")[0] for path in list_files(working, recursive=True) if not path.startswith(ours)}
-    for name in strangers:
+    damaged = {_run_name(artifact)} if _is_damaged(join(working, _run_name(artifact))) else set()
+    for name in strangers | damaged:
         delete(join(working, name))
+
+
+def _is_damaged(run: str) -> bool:
+    try:
+        for name in list_files(run):
+            if name.endswith(".json"):
+                json.loads(read_bytes(join(run, name)))
+    except ValueError:
+        return True
+    return False
 
 
 def _run_name(artifact: Artifact) -> str:

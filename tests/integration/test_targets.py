@@ -61,6 +61,16 @@ def test_one_failed_source_does_not_take_the_others_down(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_training_begins_anew_where_ray_s_list_of_checkpoints_was_cut_off(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    (artifact,) = toy_artifacts(recipe, ("math",))
+    snapshot = Path(artifact.folder, WORKING, f"math-{artifact.fingerprint[:8]}", "checkpoint_manager_snapshot.json")
+    snapshot.parent.mkdir(parents=True)
+    snapshot.write_text("")
+    build_targets(recipe, [artifact], lambda _: None)
+    assert read_manifest(artifact.folder).facts["steps"] > 0
+
+
 def test_two_workers_and_one_train_the_same_model(tmp_path: Path) -> None:
     losses, weights = {}, {}
     for workers in (1, 2):
