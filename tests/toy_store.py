@@ -4,6 +4,7 @@
 variable CLOUD_STORAGE_EMULATOR_ENDPOINT; a token it fetches there with the credentials that the environment names.
 """
 
+import io
 import json
 import logging
 import os
@@ -163,8 +164,11 @@ def serve_gs(door: Doorkeeper) -> None:
             elif self.command != "PUT" and door.refuses():  # The emulator cannot go on with an upload that it refused.
                 self.say(503, {"error": {"code": 503, "message": "Reduce your request rate."}})
             else:
-                with lock:
+                client, self.wfile = self.wfile, io.BytesIO()
+                with lock:  # Not while the client reads: it may first want an answer to something else.
                     handle(self)
+                answer, self.wfile = self.wfile.getvalue(), client
+                self.wfile.write(answer)
 
         def do_GET(self) -> None:
             self.pass_on(RequestHandler.do_GET)
