@@ -42,6 +42,14 @@ def test_files_come_back_through_refusals(root: str, store: Store) -> None:
         read_bytes(f"{root}/files/3")
 
 
+def test_large_files_come_back_while_the_store_is_asked_for_others(root: str, tmp_path: Path) -> None:
+    data = {f"{number}.bin": bytes([number]) * (6 << 20) for number in range(3)}
+    for name, content in data.items():
+        write_bytes(f"{root}/large/{name}", content)
+    copy_folder(f"{root}/large", str(tmp_path), list(data))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == data
+
+
 def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(root: str) -> None:
     table = pa.table({"id": [f"row-{n}" for n in range(500)]})
     record = write_shard(f"{root}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": {}})
