@@ -30,6 +30,8 @@ import psutil
 
 KINDS = ("driver", "actor", "training", "node", "write")
 STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
+# Kills come at most so many seconds after their stage has begun: while it is still at work.
+LATEST_S = {"corpus": 0.3, "distributions": 3.0, "fused": 1.0, "targets": 12.0, "merged": 0.3, "report": 3.0}
 CONTENT = ("*.parquet", "*.safetensors", "weights.json")
 _NAMES = {"actor": "_Score", "training": "RayTrainWorker"}
 _ALWAYS_THERE = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -81,8 +83,7 @@ def plan_kills(count: int, seed: int) -> list[Kill]:
     while len(picked) < count:
         choice.shuffle(pairs)
         picked += pairs
-    most = {"corpus": 0.3, "merged": 0.3, "fused": 1.0, "targets": 12.0}
-    return [Kill(kind, stage, round(choice.uniform(0.0, most.get(stage, 3.0)), 3)) for kind, stage in picked[:count]]
+    return [Kill(kind, stage, round(choice.uniform(0.0, LATEST_S[stage]), 3)) for kind, stage in picked[:count]]
 
 
 def patiently(start: Callable[[], Any]) -> Any:
