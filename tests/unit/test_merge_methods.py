@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusion_ray.algorithms.merge import naive
+from fusion_ray.algorithms.merge import naive, sce
 from fusion_ray.algorithms.merge.blocks import ArrayTensor, gather
 from fusion_ray.algorithms.merge.sparsify import key_of, uniform
 from fusion_ray.errors import MergeError
@@ -110,10 +110,14 @@ def test_della_keeps_large_elements_more_often() -> None:
     np.testing.assert_allclose((merged != 0).mean(axis=0), np.linspace(0.1, 0.9, 10), atol=0.05)
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 32 << 20])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tau", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("dialect", ["paper", "fuseai"])
-def test_sce(shape: tuple[int, ...], tau: float, dialect: str) -> None:
+def test_sce(
+    shape: tuple[int, ...], tau: float, dialect: str, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sce, "_KEPT_BYTES", kept_bytes)
     arrays = models(shape)
     check("sce", arrays, naive.naive_sce(wide(arrays), tau, dialect), select_topk=tau, dialect=dialect)
 

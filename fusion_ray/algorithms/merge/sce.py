@@ -5,6 +5,7 @@ that were not selected at the pivot's value; `fuseai`, the released code, select
 all. Unlike mergekit, small deltas are weighed like large ones, and no weight is clamped.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -18,6 +19,7 @@ from fusion_ray.algorithms.merge.varm import keep_pivot, weigh_by_variation
 from fusion_ray.errors import MergeError
 
 Dialect = Literal["paper", "fuseai"]
+_KEPT_BYTES = 32 << 20
 
 
 def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect = "paper") -> MergedTensor:
@@ -36,39 +38,67 @@ def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect 
             f"sce: tensor {tensor.name}: one target has no variance to select from. Give two targets or more, "
             "or select_topk: 1."
         )
-    cut = _find_cut(tensor, select_topk) if select_topk < 1 else None
+    variances = _Variances(tensor)
+    cut = _find_cut(variances, select_topk) if select_topk < 1 else None
     squares_J = add_rows(
         [np.zeros((tensor.n_models - 1, 0))]
-        + [_squares(values_MRC, selected_RC) for values_MRC, selected_RC in _select(tensor, cut)]
+        + [_squares(values_MRC, selected_RC) for values_MRC, selected_RC in _select(tensor, variances, cut)]
     )
     weights_J = weigh_by_variation(squares_J)
     if weights_J is None:
         return keep_pivot(tensor)
     moved = cut if dialect == "paper" else None
-    blocks = (_erase_and_mix(values_MRC, selected_RC, weights_J) for values_MRC, selected_RC in _select(tensor, moved))
+    blocks = (
+        _erase_and_mix(values_MRC, selected_RC, weights_J)
+        for values_MRC, selected_RC in _select(tensor, variances, moved)
+    )
     return MergedTensor(tuple(float(weight) for weight in weights_J), blocks)
 
 
-def _find_cut(tensor: BlockedTensor, select_topk: float) -> Cut:
+class _Variances:
+    """The variance across targets, block by block, float32 [R, C]; of a tensor that is not large it is kept.
+
+    Else a look at it reads all models again.
+    """
+
+    def __init__(self, tensor: BlockedTensor) -> None:
+        self._tensor = tensor
+        self._small = 4 * math.prod(tensor.shape) <= _KEPT_BYTES
+        self._kept: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self._kept:
+            yield from self._kept
+            return
+        computed = []
+        for block in self._tensor.blocks():
+            variance_RC = _variance(block.values_MRC)
+            yield variance_RC
+            if self._small:
+                computed.append(variance_RC)
+        self._kept = computed
+
+    def of(self, number: int, values_MRC: np.ndarray) -> np.ndarray:
+        """That of the block with this number and these values."""
+        return self._kept[number] if self._kept else _variance(values_MRC)
+
+
+def _find_cut(variances: _Variances, select_topk: float) -> Cut:
     def count(varied_J: np.ndarray) -> list[int]:
         return [int(varied * select_topk) for varied in varied_J]
 
-    (cut,) = find_cuts(lambda: _variances(tensor), count, largest=True)
+    (cut,) = find_cuts(lambda: (variance_RC[None] for variance_RC in variances), count, largest=True)
     return cut
 
 
-def _variances(tensor: BlockedTensor) -> Iterator[np.ndarray]:
-    for block in tensor.blocks():
-        yield _variance(block.values_MRC)[None]
-
-
-def _select(tensor: BlockedTensor, cut: Cut | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _select(tensor: BlockedTensor, variances: _Variances, cut: Cut | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each block with what is selected of it, bool [R, C]."""
     selection = Selection([cut], largest=True) if cut else None
-    for block in tensor.blocks():
-        shape = block.values_MRC.shape[1:]
-        taken_RC = selection.take(_variance(block.values_MRC)[None])[0] if selection else np.ones(shape, dtype=np.bool_)
-        yield block.values_MRC, taken_RC
+    for number, block in enumerate(tensor.blocks()):
+        if selection is None:
+            yield block.values_MRC, np.ones(block.values_MRC.shape[1:], dtype=np.bool_)
+        else:
+            yield block.values_MRC, selection.take(variances.of(number, block.values_MRC)[None])[0]
 
 
 @numba.njit(cache=True, nogil=True)
