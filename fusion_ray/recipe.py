@@ -260,6 +260,13 @@ class Recipe(Section):
                 f"distributions.store is {store} and targets.tail is {tail}: {what}. Draws are stored and taught as "
                 "such: set both to sampled, or neither"
             )
+        if isinstance(self.distributions.store, SampledStore) and self.fused.top_k is not None:
+            draws = self.distributions.store.draws
+            if self.fused.top_k < draws:
+                raise ValueError(
+                    f"fused.top_k is {self.fused.top_k} and distributions.store.draws {draws}: cut draws are no longer "
+                    f"without bias. Leave fused.top_k out, or set it to {draws} or more"
+                )
         return self
 
     @property

@@ -182,6 +182,9 @@ def test_draws_need_an_engine_that_gives_whole_distributions(folder):
         parse_recipe(recipe)
     recipe["sources"][0]["engine"] = "transformers"
     assert parse_recipe(recipe).distributions.store == SampledStore(draws=20)
+    assert parse_recipe(recipe | {"fused": {"top_k": 20}}).fused.top_k == 20
+    with pytest.raises(RecipeError, match=r"fused\.top_k is 19 and distributions\.store\.draws 20"):
+        parse_recipe(recipe | {"fused": {"top_k": 19}})
 
 
 @pytest.mark.parametrize(

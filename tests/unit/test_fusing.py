@@ -179,6 +179,18 @@ def test_draws_are_aligned_and_chosen_as_top_k_are(shard: dict[str, Any]) -> Non
         assert ids.shape[1] > 5 and (ids[:, 0] >= 0).all()
 
 
+def test_draws_that_hit_many_ids_are_not_cut_where_the_pivots_hit_few(shard: dict[str, Any]) -> None:
+    few, many = drawn(shard, ["pivot"], 2, 0), drawn(shard, ["twin"], 40, 0)
+    fuser = Fuser(Fused(), {name: shard["folders"][name] for name in ("pivot", "twin")})
+    usable = shard["chats"].num_rows - 1
+    pivot, twin = (read_scored(table.slice(0, usable)) for table in (few["pivot"], many["twin"]))
+    projected, uncut = (fuser.project("twin", other, twin).topk for other in (pivot, twin))
+    np.testing.assert_array_equal(projected.ids_TK, uncut.ids_TK)
+    assert pivot.topk.ids_TK.shape[1] <= 2 < projected.ids_TK.shape[1]
+    for row in fuser.fuse(shard["chats"], few | many).table.to_pylist()[:usable]:
+        assert len(row["topk_ids"]) == len(row["chosen"]) * projected.ids_TK.shape[1]
+
+
 def test_too_long_chats_are_cut_at_the_recipes_or_the_models_limit_and_counted(shard: dict[str, Any]) -> None:
     def lengths(max_length: int, text: str) -> tuple[list[int], int]:
         tokenizer, settings = open_reader(Model(model=""), Distributions(max_length=max_length), folder)
