@@ -18,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 from arms import TABLES, Arm
 from effects import Effect, compare
 from measurement import Measurement, report
 from testbeds import Testbed
 from trials import Outcome, run_trial
 
+from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.progress import Progress
 
 
@@ -72,10 +74,34 @@ def print_main(trials: _Trials) -> None:
     print(f"| (shuffled less sft) | {_cells(shuffled)} |")
     shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
     print(f"\nRecovered share of the oracle's gain: {', '.join(f'{share:.0%}' for share in shares)}\n")
+    print_domains(found)
     sft = compare([(outcome, "merged", outcome, "sft") for outcome in found])
     holds = sft.better == sft.seeds and sft.p_value < 0.001
     _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
     _report("shuffled less sft, share of merged's gain", shuffled, "<= 5 %", -shuffled.value <= -0.05 * sft.value)
+
+
+def print_domains(found: list[Outcome]) -> None:
+    """Domain by domain: merged against SFT and against the target that is best there."""
+    targets = [name for name in found[0].scores.models if name.startswith("target:")]
+    print("| domain | pivot | sft | best target | merged | oracle | less sft | less best target | p | recovered |")
+    print("|---" * 10 + "|")
+    for domain in (*sorted(set(found[0].scores.domains_N)), OVERALL):
+
+        def rate(model: str, domain: str = domain) -> float:
+            return float(np.mean([outcome.report["bits_per_byte"][model][domain] for outcome in found]))
+
+        best = min(targets, key=rate)
+        own = compare([(outcome, "merged", outcome, "sft") for outcome in found], domain)
+        beside = compare([(outcome, "merged", outcome, best) for outcome in found], domain)
+        oracle = np.mean([outcome.report["oracle"]["bits_per_byte"][domain] for outcome in found])
+        share = (rate("pivot") - rate("merged")) / (rate("pivot") - oracle)
+        print(
+            f"| {domain} | {rate('pivot'):.3f} | {rate('sft'):.3f} | {rate(best):.3f} ({best.removeprefix('target:')}) "
+            f"| {rate('merged'):.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
+            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {share:.0%} |"
+        )
+        _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
 
 
 def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> None:
