@@ -15,9 +15,15 @@ PerTarget = float | tuple[float, ...] | dict[str, float]
 
 
 class MergeMethod(Section):
-    """A merge method; `per_target` names the parameters that have a value for each target."""
+    """A merge method.
+
+    Attributes:
+        per_target: The parameters that have a value for each target.
+        has_base: Whether it looks at the model that deltas are taken from, and not at the targets alone.
+    """
 
     per_target: ClassVar[frozenset[str]] = frozenset()
+    has_base: ClassVar[bool] = True
 
     def parameters(self, targets: Sequence[str]) -> dict[str, Any]:
         """The parameters as plain data, those for each target spread into tuples.
@@ -67,6 +73,7 @@ class Linear(MergeMethod):
     """The plain or weighted mean of the targets."""
 
     kind: Literal["linear"] = "linear"
+    has_base = False
     weight: PerTarget = 1.0
     normalize: bool = True
     per_target = frozenset({"weight"})
@@ -160,6 +167,7 @@ class Slerp(MergeMethod):
     """Walk the arc from the first target to the second; `t` is how far."""
 
     kind: Literal["slerp"] = "slerp"
+    has_base = False
     t: float = 0.5
 
 
@@ -187,6 +195,7 @@ class Karcher(MergeMethod):
     """Karcher mean of the targets on a sphere."""
 
     kind: Literal["karcher"] = "karcher"
+    has_base = False
     max_iter: int = Field(10, ge=0)
     tol: float = Field(1e-5, gt=0)
 
@@ -231,6 +240,7 @@ class Passthrough(MergeMethod):
     """One target as it is, or times `scale`."""
 
     kind: Literal["passthrough"] = "passthrough"
+    has_base = False
     scale: float | None = None
 
 

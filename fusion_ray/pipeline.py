@@ -52,7 +52,8 @@ def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     targets = _targets(recipe, fused, distributions, models["pivot"])
     taught = {name: target for name, target in targets.items() if name in fused}
     settings = _section(recipe.merged) | {"seed": recipe.seed}
-    merged = _artifact(recipe, "merged", "", settings, taught, {"pivot": models["pivot"]})
+    members = taught | ({"sft": targets["sft"]} if recipe.merged.base == "sft" else {})
+    merged = _artifact(recipe, "merged", "", settings, members, {"pivot": models["pivot"]})
     inputs = {f"distributions/{n}": a for n, a in distributions.items()} | {f"fused/{n}": a for n, a in fused.items()}
     inputs |= {f"targets/{n}": a for n, a in targets.items()} | {"corpus": corpus, "merged": merged}
     report = _report(recipe, inputs, models, need_inputs)

@@ -196,9 +196,10 @@ class Fused(Section):
 
 
 class Merged(Section):
-    """How targets become one model."""
+    """How targets become one model. Deltas are what a target has and `base` has not: the pivot, or the SFT control."""
 
     method: Annotated[AnyMethod, choice_of("varm")] = Varm()
+    base: Literal["pivot", "sft"] = "pivot"
     dtype: Dtype | Literal["pivot"] = "pivot"
     shard_gib: float = Field(5.0, gt=0)
     block_mib: float = Field(1.0, gt=0)
@@ -267,6 +268,15 @@ class Recipe(Section):
                     f"fused.top_k is {self.fused.top_k} and distributions.store.draws {draws}: cut draws are no longer "
                     f"without bias. Leave fused.top_k out, or set it to {draws} or more"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_is_there(self) -> "Recipe":
+        method = self.merged.method
+        if self.merged.base == "sft" and "sft" not in self.targets.controls:
+            raise ValueError("merged.base: sft needs the SFT control; add sft to targets.controls")
+        if self.merged.base == "sft" and not method.has_base:
+            raise ValueError(f"merged.base: sft changes nothing for {method.kind}, which takes no deltas; leave it out")
         return self
 
     @property

@@ -68,6 +68,18 @@ TABLES: dict[str, dict[str, Arm]] = {
         "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
         "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
         "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
+        **{
+            f"SFT + {share} of what each target learned beyond it": {
+                "merged.base": "sft",
+                "merged.method": {"kind": "task_arithmetic", "weight": share},
+            }
+            for share in (0.4, 0.5, 0.6)
+        },
+        "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
+        "learned from SFT, free": {
+            "merged.base": "sft",
+            "merged.method": {"kind": "learned", "granularity": "layer", "members": "free"},
+        },
         "model stock": {"merged.method": {"kind": "model_stock"}},
         "Karcher": {"merged.method": {"kind": "karcher"}},
     },

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fusion_ray.errors import MergeError
+from fusion_ray.merge_methods import METHODS
 from fusion_ray.storage.checkpoint_writer import Slot, shard_name
 from fusion_ray.storage.checkpoints import FLOATS, Checkpoint, StoredTensor
 from fusion_ray.storage.filesystem import locate
 
-# Methods that mix the targets among themselves and never look at the pivot.
-BASELESS = frozenset({"linear", "slerp", "karcher", "passthrough"})
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 # Buffers that old Transformers versions saved and current ones compute; a model may have them or not.
 _COMPUTED_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "position_ids")
@@ -122,6 +121,7 @@ def plan_merge(
     parameters: Mapping[str, Any],
     dtype: str = "pivot",
     base_name: str = "pivot",
+    base: Checkpoint | None = None,
     file_bytes: int = 5 << 30,
     block_bytes: int = 1 << 20,
     seed: int = 0,
@@ -129,12 +129,13 @@ def plan_merge(
     """Plan the merge of targets that have the pivot's architecture, one method for all tensors.
 
     Args:
-        pivot: Model 0 of every tensor.
+        pivot: Model 0 of every tensor, unless there is another base.
         targets: The models to merge, by name.
         method: Name of the merge method.
         parameters: Its parameters, per-target values as tuples.
         dtype: Type of the output, or `pivot` for each tensor's type in the pivot.
-        base_name: What the pivot is called in the output's records.
+        base_name: What model 0 is called in the output's records.
+        base: The model that deltas are taken from, where it is not the pivot.
         file_bytes: Upper bound of one output file.
         block_bytes: See MergePlan.
         seed: See MergePlan.
@@ -143,15 +144,15 @@ def plan_merge(
         MergeError: The checkpoints do not match, or there is no target.
     """
     check_targets(targets)
-    checkpoints = {base_name: pivot, **targets}
-    names = common_tensors(checkpoints)
-    used = tuple(range(len(checkpoints)))[1 if method in BASELESS else 0 :]
+    checkpoints = {base_name: base or pivot, **targets}
+    names = common_tensors({"pivot": pivot} | checkpoints)
+    used = tuple(range(len(checkpoints)))[0 if METHODS[method].has_base else 1 :]
     jobs = []
     for name in names:
         inputs = tuple(checkpoint.tensors[name] for checkpoint in checkpoints.values())
         check_inputs(name, inputs)
-        kept = inputs[0].dtype not in FLOATS or dtype == "pivot"
-        written = inputs[0].dtype if kept else DTYPES[dtype]
+        own = pivot.tensors[name].dtype
+        written = own if own not in FLOATS or dtype == "pivot" else DTYPES[dtype]
         members = tuple(inputs[index] for index in used)
         jobs.append(TensorJob(name, inputs[0].shape, written, members, used, method, dict(parameters)))
     return MergePlan(tuple(checkpoints), True, divide(jobs, file_bytes), seed, block_bytes)

@@ -45,7 +45,7 @@ def resolve_learned(recipe: Recipe, artifact: Artifact, plan: MergePlan, squares
     method = recipe.merged.method
     assert isinstance(method, Learned)
     points = _load(artifact) or _learn(recipe, artifact, plan, squares, method, tell)
-    _save(artifact, points)
+    _save(artifact, plan, points)
     chosen = best_point(points)
     still = {name for name, moved in squares.items() if not any(moved.values())}
     weights = {
@@ -66,6 +66,7 @@ def _learn(
     cluster.require("merged", cpus=settings.cpus_per_worker, gpus=settings.gpus_per_worker)
     jobs = {job.name: job.inputs for file in plan.files for job in file.jobs if job.name in squares}
     begin = _begin(squares, plan, method)
+    fused = [artifact.inputs[target].inputs["fused"] for target in plan.targets]
     board = open_board()
 
     def learn(pivot: ModelFiles) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def _learn(
         trust = recipe.pivot.trust_remote_code
         mixture = Mixture(pivot.folder, jobs, settings, device=device, trust_remote_code=trust)
         descended, judged = (
-            TrainingRows(_sample(artifact, method, judged=judged), max_length=settings.max_length)
+            TrainingRows(_sample(fused, method, judged=judged), max_length=settings.max_length)
             for judged in (False, True)
         )
 
@@ -105,11 +106,10 @@ def _begin(squares: Squares, plan: MergePlan, method: Learned) -> dict[str, tupl
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
-def _sample(artifact: Artifact, method: Learned, *, judged: bool) -> Iterator[pa.Table]:
+def _sample(fused: list[Artifact], method: Learned, *, judged: bool) -> Iterator[pa.Table]:
     """Draw rows from one half of the validation chats: to descend on, equally many of each fused set; to choose by,
     of the first set alone, since all hold the same chats and choosing does not look at who teaches.
     """
-    fused = [target.inputs["fused"] for target in artifact.inputs.values()]
     used = fused[:1] if judged else fused
     for number, made in enumerate(used):
         random = np.random.default_rng([method.seed, judged])  # The same chats of each set.
@@ -142,10 +142,10 @@ def _read(fused: Artifact, record: ShardRecord) -> pa.Table:
 # --- what was learned ------------------------------------------------------------------------------------------
 
 
-def _save(artifact: Artifact, points: list[Point]) -> None:
+def _save(artifact: Artifact, plan: MergePlan, points: list[Point]) -> None:
     data = {
         "fingerprint": artifact.fingerprint,
-        "targets": list(artifact.inputs),
+        "targets": list(plan.targets),
         "chosen_step": best_point(points).step,
         "points": [asdict(point) for point in points],
     }

@@ -1,7 +1,7 @@
 """Stage `merged`: make one model of the pivot's shape from the targets, a Ray task for each output file.
 
-Reads:  the pivot's folder; the model folder of every target that was taught by a source (not the controls); for
-        `method: learned` their fused sets.
+Reads:  the pivot's folder; the model folder of every target that was taught by a source, and of the SFT control where
+        it is the base; for `method: learned` their fused sets.
 Writes: a Hugging Face model folder: config, tokenizer, safetensors, model card, weights.json; MANIFEST.json.
 
 Model tensors never travel between processes: a task reads the slices it needs, by offset, where it runs.
@@ -74,9 +74,12 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
 def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
     merged = recipe.merged
     targets = {target.name: open_checkpoint(model_folder(target)) for target in artifact.inputs.values()}
+    base = targets.pop("sft", None)  # The control is an input only where it is the base.
     return plan_merge(
         open_checkpoint(artifact.models["pivot"].readable),
         targets,
+        base_name=merged.base,
+        base=base,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),
         dtype=merged.dtype,

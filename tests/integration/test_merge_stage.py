@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from toy_checkpoints import moved, save_toy, toy_tensors
 
 from fusion_ray.merging.execute import merge_to_folder
@@ -61,3 +63,27 @@ def test_the_stage_writes_the_bytes_that_one_process_writes(tmp_path: Path, gran
     assert manifest.fingerprint == artifact.fingerprint
     assert {"config.json", "README.md", "weights.json", "tokenizer.json", plan.files[0].name} <= set(manifest.files)
     assert not (tmp_path / "merged" / "_merge").exists()
+
+
+def test_deltas_from_the_sft_control_are_what_the_sources_taught_beyond_gold(tmp_path: Path) -> None:
+    tensors = toy_tensors()
+    pivot = save_toy(tmp_path / "pivot", tensors)
+    trained = {name: moved(tensors, seed) for seed, name in enumerate(("sft", *SOURCES))}
+    folders = {name: save_toy(tmp_path / name, moved, torch.float32) for name, moved in trained.items()}
+    recipe = parse_recipe(
+        {
+            "name": "toy",
+            "pivot": {"model": pivot},
+            "sources": [{"name": name, "model": pivot} for name in SOURCES],
+            "corpus": {"path": "unused"},
+            "merged": {"base": "sft", "method": {"kind": "task_arithmetic", "weight": 0.5}},
+        }
+    )
+    inputs = {name: Artifact("targets", name, folder, {}) for name, folder in folders.items()}
+    artifact = Artifact("merged", "", str(tmp_path / "merged"), {}, inputs, {"pivot": find_model(pivot)})
+    build_merged(recipe, [artifact], silent)
+    assert read_manifest(artifact.folder).facts["targets"] == list(SOURCES)
+    for name, found in load_file(tmp_path / "merged" / "model.safetensors").items():
+        sft, math, code = (trained[model][name].double() for model in ("sft", *SOURCES))
+        assert found.dtype == torch.bfloat16  # as the pivot is stored, whatever the control is stored in
+        torch.testing.assert_close(found.double(), sft + 0.5 * (math - sft) + 0.5 * (code - sft), rtol=2**-8, atol=0)

@@ -38,6 +38,7 @@ def test_a_short_recipe_gets_the_papers_defaults() -> None:
         ("merged.method={kind: learned, granularity: element}", "'model', 'layer', 'module' or 'matrix'"),
         ("merged.method={kind: learned, steps: 0}", "greater than or equal to 1"),
         ("merged.method.granularity=row", "'model', 'layer', 'module', 'matrix' or 'element'"),
+        ("merged={base: sft, method: linear}", "merged.base: sft changes nothing for linear"),
         ("targets.epochs=-1", "greater than 0"),
         ("corpus.heldout=1", "less than 1"),
         ("distributions.actors.min=3", "max (1) is below min (3)"),
@@ -53,6 +54,12 @@ def test_a_wrong_setting_names_itself_and_the_right_ones(override: str, expected
     with pytest.raises(RecipeError) as caught:
         with_overrides(override)
     assert expected in str(caught.value)
+
+
+def test_deltas_from_the_control_need_the_control() -> None:
+    assert with_overrides("merged.base=sft").merged.base == "sft"
+    with pytest.raises(RecipeError, match=r"needs the SFT control; add sft to targets\.controls"):
+        with_overrides("merged.base=sft", "targets.controls=[self]")
 
 
 def test_a_number_in_scientific_notation_is_a_number() -> None:
