@@ -106,16 +106,17 @@ def test_one_target_of_all_sources_learns_how_far_to_go_from_the_pivot(tmp_path:
 def test_no_chat_is_both_descended_on_and_chosen_by_and_none_was_trained_on(tmp_path: Path) -> None:
     _, artifact = make_merged(tmp_path, ("math", "code"))
     method = Learned(rows=1000)
+    sets = [target.inputs["fused"] for target in artifact.inputs.values()]
     ids = {
-        judged: [chat for table in _sample(artifact, method, judged=judged) for chat in table["id"].to_pylist()]
+        judged: [chat for table in _sample(sets, method, judged=judged) for chat in table["id"].to_pylist()]
         for judged in (False, True)
     }
     assert ids[True] and ids[False]
     assert not set(ids[True]) & set(ids[False])
     assert sorted(ids[False]) == sorted([*set(ids[False])] * 2), "each set has its say on the same chats"
-    fused = artifact.inputs["math"].inputs["fused"]
+    fused = sets[0]
     (record,) = read_manifest(fused.folder).shards_of("validation")
     usable = [row["id"] for row in read_shard(fused.folder, record, ["id", "reason"]).to_pylist() if not row["reason"]]
     assert sorted([*set(ids[False]), *ids[True]]) == sorted(usable)
-    few = [len(table) for table in _sample(artifact, Learned(rows=5), judged=False)]
+    few = [len(table) for table in _sample(sets, Learned(rows=5), judged=False)]
     assert few == [3, 2]
