@@ -40,7 +40,7 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     "lambda": {"0.2": RECIPE, **{f"{value}": {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
     "epochs": {"10": RECIPE, **{f"{value}": {"targets.epochs": value} for value in (1, 3, 20)}},
-    "rows": {"400": RECIPE, **{f"{value}": {"testbed.rows": value} for value in (50, 100, 200)}},
+    "rows": {"400": RECIPE, **{f"{value}": {"testbed.rows": value} for value in (100, 200, 800)}},
     "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0)}},
     "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
     "sources": {
@@ -48,8 +48,8 @@ TABLES: dict[str, dict[str, Arm]] = {
         "1": {"testbed.sources": 1},
         "2": {"testbed.sources": 2},
         "4": {"testbed.sources": 4},
-        "3 and a random one": {"testbed.random_source": True},
     },
+    "random": {"3 sources": RECIPE, "and one that has learned nothing": {"testbed.random_source": True}},
     "vocabulary": {
         "all different": RECIPE,
         "one": {"testbed.shared_vocabulary": True},
