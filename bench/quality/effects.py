@@ -26,6 +26,7 @@ class Effect(NamedTuple):
         better: Seeds in which the first is better.
         seeds: Their number.
         in_sd: value over the standard deviation of the seeds' differences; None for one seed.
+        by_seed: The seeds' differences.
     """
 
     value: float
@@ -35,6 +36,7 @@ class Effect(NamedTuple):
     better: int
     seeds: int
     in_sd: float | None
+    by_seed: tuple[float, ...]
 
 
 def compare(pairs: Sequence[tuple[Outcome, str, Outcome, str]], domain: str = OVERALL) -> Effect:
@@ -61,7 +63,7 @@ def compare(pairs: Sequence[tuple[Outcome, str, Outcome, str]], domain: str = OV
     return Effect(
         value=float(np.mean(values)), low=float(low), high=float(high), p_value=min(1.0, 2 * (fewer + 1) / (DRAWS + 1)),
         better=sum(value < 0 for value in values), seeds=len(values),
-        in_sd=float(np.mean(values)) / spread if spread else None,
+        in_sd=float(np.mean(values)) / spread if spread else None, by_seed=tuple(values),
     )  # fmt: skip
 
 

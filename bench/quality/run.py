@@ -3,6 +3,7 @@
     python bench/quality/run.py                                  # every table, five seeds: hours on two cores
     python bench/quality/run.py main --seeds 1                   # ten minutes
     python bench/quality/run.py --folder quality                 # where models and runs are kept
+    python bench/quality/run.py main --figures docs/figures      # the effects as pictures besides
 
 A trial that was run before is read, and of a new one only what differs is made: models, distributions, fused sets and
 targets with the same fingerprint are linked. Tables go to the terminal; every trial's numbers, with machine and
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from arms import TABLES, Arm
 from effects import Effect, compare
+from figures import draw_effects
 from measurement import Measurement, report
 from testbeds import Testbed
 from trials import Outcome, run_trial
@@ -34,13 +36,17 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--figures", type=Path, help="folder for a picture of every table")
     given = parser.parse_args()
     unknown = [name for name in given.tables if name not in TABLES]
     if unknown:
         parser.error(f"no table {', '.join(unknown)}; there are: {', '.join(TABLES)}")
     trials = _Trials(given.folder, given.seeds)
     for name in given.tables:
-        print_main(trials) if name == "main" else print_table(name, TABLES[name], trials)
+        rows = print_main(trials) if name == "main" else print_table(name, TABLES[name], trials)
+        if given.figures:
+            title = "merged less ..." if name == "main" else f"merged, less {next(iter(TABLES[name]))}"
+            draw_effects(given.figures / f"quality-{name}.svg", title, rows)
 
 
 class _Trials:
@@ -60,15 +66,18 @@ def _tell(progress: Progress) -> None:
         print(f"  {progress.what}: {progress.detail}", file=sys.stderr, flush=True)
 
 
-def print_main(trials: _Trials) -> None:
+Rows = list[tuple[str, Effect]]
+
+
+def print_main(trials: _Trials) -> Rows:
     """The claim itself: merged against pivot, SFT, the other controls and the targets."""
     found = trials({})
     print(
         "| merged less | bits per byte | 95 % interval | p | better in seeds | in seed sd |\n|---|---|---|---|---|---|"
     )
     others = [name for name in found[0].scores.models if name != "merged" and not name.startswith("source:")]
-    for other in others:
-        effect = compare([(outcome, "merged", outcome, other) for outcome in found])
+    rows = [(other, compare([(outcome, "merged", outcome, other) for outcome in found])) for other in others]
+    for other, effect in rows:
         print(f"| {other} | {_cells(effect)} |", flush=True)
     shuffled = compare([(outcome, "shuffled", outcome, "sft") for outcome in found])
     print(f"| (shuffled less sft) | {_cells(shuffled)} |")
@@ -79,6 +88,7 @@ def print_main(trials: _Trials) -> None:
     holds = sft.better == sft.seeds and sft.p_value < 0.001
     _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
     _report("shuffled less sft, share of merged's gain", shuffled, "<= 5 %", -shuffled.value <= -0.05 * sft.value)
+    return rows
 
 
 def print_domains(found: list[Outcome]) -> None:
@@ -104,11 +114,12 @@ def print_domains(found: list[Outcome]) -> None:
         _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
 
 
-def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> None:
+def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
     """Every arm's merged model, beside the first arm's and beside the SFT control of its own testbed."""
     print(f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | recovered |")
     print("|---" * 7 + "|")
     first: list[Outcome] = []
+    rows: Rows = []
     for label, arm in arms.items():
         found = trials(arm)
         first = first or found
@@ -121,7 +132,9 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> None:
             effect = compare([(a, "merged", b, "merged") for a, b in zip(found, first, strict=True)])
             beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {effect.p_value:.3f} |"
             _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
+            rows.append((label, effect))
         print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {sum(shares) / len(shares):.0%} |", flush=True)
+    return rows
 
 
 def _cells(effect: Effect) -> str:

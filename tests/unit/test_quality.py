@@ -9,6 +9,7 @@ import pytest
 import testbeds
 from arms import TABLES
 from effects import compare
+from figures import draw_effects
 from trials import Outcome, arm_recipe, changed
 
 from fusion_ray.algorithms.evaluate.rates import Scores
@@ -58,3 +59,13 @@ def test_arms_are_paired_by_document_whatever_the_order() -> None:
     assert effect.value == effect.low == effect.high == 0
     assert effect.p_value == 1
     assert effect.in_sd is None
+
+
+def test_a_picture_has_every_row_and_is_the_same_each_time(tmp_path: Path) -> None:
+    seeds = [outcome({"a": [8.0, 16.0], "b": [9.0 + shift, 18.0]}) for shift in (0.0, 0.5)]
+    rows = [(label, compare([(seed, "a", seed, "b") for seed in seeds])) for label in ("TIES", "SCE, tau 0.1")]
+    for name in ("one.svg", "two.svg"):
+        draw_effects(tmp_path / name, "merged less VaRM", rows)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert all(text in drawn for text in ("TIES", "SCE, tau 0.1", "merged less VaRM, bits per byte"))
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
