@@ -81,6 +81,7 @@ def print_main(trials: _Trials) -> Rows:
         print(f"| {other} | {_cells(effect)} |", flush=True)
     shuffled = compare([(outcome, "shuffled", outcome, "sft") for outcome in found])
     print(f"| (shuffled less sft) | {_cells(shuffled)} |")
+    print(f"| (sft less pivot) | {_cells(compare([(outcome, 'sft', outcome, 'pivot') for outcome in found]))} |")
     shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
     print(f"\nRecovered share of the oracle's gain: {', '.join(f'{share:.0%}' for share in shares)}\n")
     print_domains(found)
@@ -115,9 +116,9 @@ def print_domains(found: list[Outcome]) -> None:
 
 
 def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
-    """Every arm's merged model, beside the first arm's and beside the SFT control of its own testbed."""
-    print(f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | recovered |")
-    print("|---" * 7 + "|")
+    """Every arm's merged model, beside the first arm's, the SFT control of its own testbed, and its targets."""
+    print(f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | worst domain | recovered |")
+    print("|---" * 8 + "|")
     first: list[Outcome] = []
     rows: Rows = []
     for label, arm in arms.items():
@@ -133,8 +134,22 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
             beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {effect.p_value:.3f} |"
             _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
             rows.append((label, effect))
-        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {sum(shares) / len(shares):.0%} |", flush=True)
+        share = f"{sum(shares) / len(shares):.0%}"
+        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {_worst_domain(found)} | {share} |", flush=True)
     return rows
+
+
+def _worst_domain(found: list[Outcome]) -> str:
+    """The domain where merged stands worst against the target that is best there, in bits per byte."""
+    names = [name for name in found[0].scores.models if name.startswith("target:")]
+    rates = [outcome.report["bits_per_byte"] for outcome in found]
+    behind = {
+        domain: np.mean([rate["merged"][domain] for rate in rates])
+        - min(np.mean([rate[name][domain] for rate in rates]) for name in names)
+        for domain in sorted(set(found[0].scores.domains_N))
+    }
+    worst = max(behind, key=lambda domain: behind[domain])
+    return f"{behind[worst]:+.4f} ({worst})"
 
 
 def _cells(effect: Effect) -> str:
