@@ -62,12 +62,6 @@ TABLES: dict[str, dict[str, Arm]] = {
             f"VaRM, {level}": {"merged.method": {"kind": "varm", "granularity": level}}
             for level in ("model", "layer", "module", "element")
         },
-        "linear": {"merged.method": {"kind": "linear"}},
-        "task arithmetic, 1/J": {"merged.method": {"kind": "task_arithmetic", "normalize": True}},
-        "TIES": {"merged.method": {"kind": "ties"}},
-        "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
-        "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
-        "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
         **{
             f"SFT + {share} of what each target learned beyond it": {
                 "merged.base": "sft",
@@ -80,6 +74,12 @@ TABLES: dict[str, dict[str, Arm]] = {
             "merged.base": "sft",
             "merged.method": {"kind": "learned", "granularity": "layer", "members": "free"},
         },
+        "linear": {"merged.method": {"kind": "linear"}},
+        "task arithmetic, 1/J": {"merged.method": {"kind": "task_arithmetic", "normalize": True}},
+        "TIES": {"merged.method": {"kind": "ties"}},
+        "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
+        "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
+        "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
         "model stock": {"merged.method": {"kind": "model_stock"}},
         "Karcher": {"merged.method": {"kind": "karcher"}},
     },

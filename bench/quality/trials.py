@@ -51,6 +51,7 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
     if not _is_done(recipe):
         _take_over(recipe, folder / "runs")
         _run(recipe)
+        assert _is_done(recipe), f"{recipe.folder}: what was run is not what was asked for"
     return _read(Path(recipe.folder) / "6_report")
 
 
@@ -110,14 +111,20 @@ def _take_over(recipe: Recipe, runs: Path) -> None:
 def _run(recipe: Recipe) -> None:
     folder = Path(recipe.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True)))
+    file = write_recipe(recipe)
     log = folder.with_suffix(".log")
     with log.open("w") as output:
         command = [sys.executable, "-m", "fusion_ray", "run", str(file)]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         raise RuntimeError(f"{file} ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+
+
+def write_recipe(recipe: Recipe) -> Path:
+    """The recipe as a file beside its run, whole: without its defaults a `kind` that is its own default is gone."""
+    file = Path(recipe.folder).with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    return file
 
 
 def _read(folder: Path) -> Outcome:

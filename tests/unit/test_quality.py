@@ -10,9 +10,10 @@ import testbeds
 from arms import TABLES
 from effects import compare
 from figures import draw_effects
-from trials import Outcome, arm_recipe, changed
+from trials import Outcome, arm_recipe, changed, write_recipe
 
 from fusion_ray.algorithms.evaluate.rates import Scores
+from fusion_ray.recipe import load_recipe
 
 ARMS = [(table, label) for table, arms in TABLES.items() for label in arms]
 
@@ -25,6 +26,14 @@ def test_an_arm_is_a_valid_recipe_that_differs_from_the_first(table: str, label:
         arm_recipe(Path("quality"), changed(testbeds.Testbed(), a), a, controls=False) for a in (arm, first)
     )
     assert (recipe == other) == (arm == first)
+
+
+@pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
+def test_the_file_that_is_run_is_the_arm(table: str, label: str, tmp_path: Path) -> None:
+    arm = TABLES[table][label]
+    recipe = arm_recipe(tmp_path, changed(testbeds.Testbed(), arm), arm, controls=False)
+    Path(recipe.runs).mkdir(parents=True)
+    assert load_recipe(write_recipe(recipe)) == recipe
 
 
 def outcome(nll_by_model: dict[str, list[float]], **changes: Any) -> Outcome:
