@@ -75,12 +75,9 @@ TABLES: dict[str, dict[str, Arm]] = {
             "merged.method": {"kind": "learned", "granularity": "layer", "members": "free"},
         },
         "linear": {"merged.method": {"kind": "linear"}},
-        "task arithmetic, 1/J": {"merged.method": {"kind": "task_arithmetic", "normalize": True}},
         "TIES": {"merged.method": {"kind": "ties"}},
         "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
         "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
         "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
-        "model stock": {"merged.method": {"kind": "model_stock"}},
-        "Karcher": {"merged.method": {"kind": "karcher"}},
     },
 }
