@@ -70,10 +70,6 @@ TABLES: dict[str, dict[str, Arm]] = {
             for share in (0.4, 0.5, 0.6)
         },
         "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
-        "learned from SFT, free": {
-            "merged.base": "sft",
-            "merged.method": {"kind": "learned", "granularity": "layer", "members": "free"},
-        },
         "linear": {"merged.method": {"kind": "linear"}},
         "TIES": {"merged.method": {"kind": "ties"}},
         "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
