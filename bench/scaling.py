@@ -13,7 +13,7 @@ times as fast.
 
 Efficiency is the work done by n nodes, over n times the work of one node in the same time; there are equally many
 shards for every node. It is measured in the middle of a run: the first shards of every node wait for processes that
-import their libraries on the two cores, the last ones leave some nodes idle, and both shrink with the length of a run.
+start on the two cores, the last ones leave some nodes idle, and both shrink beside a longer run.
 The whole run, from the moment that every engine is loaded, is printed beside. Memory is the driver's largest resident
 set beyond what it had before the stage, each case in a process of its own.
 """
