@@ -57,7 +57,7 @@ class Varm(MergeMethod):
 class Learned(MergeMethod):
     """Weights found by descent on fused rows that the targets were not trained on, from VaRM's weights on (ours).
 
-    The pivot is a member too. `simplex`: every weight is at least 0; `free`: any numbers. Either way they sum to 1.
+    The base is a member too. `simplex`: every weight is at least 0; `free`: any numbers. Either way they sum to 1.
     """
 
     kind: Literal["learned"] = "learned"

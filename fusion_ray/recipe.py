@@ -261,13 +261,16 @@ class Recipe(Section):
                 f"distributions.store is {store} and targets.tail is {tail}: {what}. Draws are stored and taught as "
                 "such: set both to sampled, or neither"
             )
-        if isinstance(self.distributions.store, SampledStore) and self.fused.top_k is not None:
-            draws = self.distributions.store.draws
-            if self.fused.top_k < draws:
-                raise ValueError(
-                    f"fused.top_k is {self.fused.top_k} and distributions.store.draws {draws}: cut draws are no longer "
-                    f"without bias. Leave fused.top_k out, or set it to {draws} or more"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_are_not_cut(self) -> "Recipe":
+        store, top_k = self.distributions.store, self.fused.top_k
+        if isinstance(store, SampledStore) and top_k is not None and top_k < store.draws:
+            raise ValueError(
+                f"fused.top_k is {top_k} and distributions.store.draws {store.draws}: cut draws are no longer without "
+                f"bias. Leave fused.top_k out, or set it to {store.draws} or more"
+            )
         return self
 
     @model_validator(mode="after")

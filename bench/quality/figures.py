@@ -5,12 +5,10 @@ from pathlib import Path
 
 import matplotlib
 from effects import Effect
+from matplotlib.figure import Figure
 
-matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "fusion_ray"  # Else every drawing of the same numbers is another file.
 matplotlib.rcParams["svg.fonttype"] = "none"
-
-import matplotlib.pyplot as plt  # noqa: E402  (after its settings)
 
 _SEED, _MEAN, _ZERO = "#9db4d0", "#1f4e8c", "#888888"
 
@@ -23,7 +21,8 @@ def draw_effects(path: Path, title: str, rows: Sequence[tuple[str, Effect]]) -> 
         title: What is less what; stands below the axis, with the unit.
         rows: Labels and effects, the first on top.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 0.7 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.7 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     for place, (_, effect) in enumerate(rows):
         axes.plot([effect.low, effect.high], [place, place], color=_MEAN, linewidth=1.6, zorder=2)
         axes.plot(effect.by_seed, [place] * effect.seeds, "o", color=_SEED, markersize=4, zorder=3)
@@ -38,4 +37,3 @@ def draw_effects(path: Path, title: str, rows: Sequence[tuple[str, Effect]]) -> 
         axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
-    plt.close(figure)

@@ -1,7 +1,7 @@
 """Does fusion work, and which settings are best: tables over seeds, with controls.
 
     python bench/quality/run.py                                  # every table, five seeds: hours on two cores
-    python bench/quality/run.py main --seeds 1                   # ten minutes
+    python bench/quality/run.py main --seeds 1                   # six minutes
     python bench/quality/run.py --folder quality                 # where models and runs are kept
     python bench/quality/run.py main --figures docs/figures      # the effects as pictures besides
 
@@ -27,6 +27,7 @@ from measurement import Measurement, report
 from testbeds import Testbed
 from trials import Outcome, run_trial
 
+from fusion_ray.algorithms.evaluate.oracle import recovered_share
 from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.progress import Progress
 
@@ -83,9 +84,9 @@ def print_main(trials: _Trials) -> Rows:
     print(f"| (shuffled less sft) | {_cells(shuffled)} |")
     print(f"| (sft less pivot) | {_cells(compare([(outcome, 'sft', outcome, 'pivot') for outcome in found]))} |")
     shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
-    print(f"\nRecovered share of the oracle's gain: {', '.join(f'{share:.0%}' for share in shares)}\n")
+    print(f"\nRecovered share of the oracle's gain: {', '.join(_percent([share]) for share in shares)}\n")
     print_domains(found)
-    sft = compare([(outcome, "merged", outcome, "sft") for outcome in found])
+    sft = dict(rows)["sft"]
     holds = sft.better == sft.seeds and sft.p_value < 0.001
     _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
     _report("shuffled less sft, share of merged's gain", shuffled, "<= 5 %", -shuffled.value <= -0.05 * sft.value)
@@ -94,23 +95,19 @@ def print_main(trials: _Trials) -> Rows:
 
 def print_domains(found: list[Outcome]) -> None:
     """Domain by domain: merged against SFT and against the target that is best there."""
-    targets = [name for name in found[0].scores.models if name.startswith("target:")]
     print("| domain | pivot | sft | best target | merged | oracle | less sft | less best target | p | recovered |")
     print("|---" * 10 + "|")
     for domain in (*sorted(set(found[0].scores.domains_N)), OVERALL):
-
-        def rate(model: str, domain: str = domain) -> float:
-            return float(np.mean([outcome.report["bits_per_byte"][model][domain] for outcome in found]))
-
-        best = min(targets, key=rate)
+        best = _best_target(found, domain)
+        pivot, sft, target, merged = (_rate(found, model, domain) for model in ("pivot", "sft", best, "merged"))
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found], domain)
         beside = compare([(outcome, "merged", outcome, best) for outcome in found], domain)
-        oracle = np.mean([outcome.report["oracle"]["bits_per_byte"][domain] for outcome in found])
-        share = (rate("pivot") - rate("merged")) / (rate("pivot") - oracle)
+        oracle = float(np.mean([outcome.report["oracle"]["bits_per_byte"][domain] for outcome in found]))
+        share = _percent([recovered_share(pivot, merged, oracle)])
         print(
-            f"| {domain} | {rate('pivot'):.3f} | {rate('sft'):.3f} | {rate(best):.3f} ({best.removeprefix('target:')}) "
-            f"| {rate('merged'):.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
-            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {share:.0%} |"
+            f"| {domain} | {pivot:.3f} | {sft:.3f} | {target:.3f} ({best.removeprefix('target:')}) "
+            f"| {merged:.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
+            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {share} |"
         )
         _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
 
@@ -124,32 +121,47 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
     for label, arm in arms.items():
         found = trials(arm)
         first = first or found
-        rate = sum(outcome.report["bits_per_byte"]["merged"]["overall"] for outcome in found) / len(found)
+        rate = _rate(found, "merged", OVERALL)
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found])
-        shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] or 0.0 for outcome in found]
+        shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
         beside = "| | |"
         same_texts = not any(key == "testbed.rows" for key in arm)
         if arm and same_texts:
             effect = compare([(a, "merged", b, "merged") for a, b in zip(found, first, strict=True)])
-            beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {effect.p_value:.3f} |"
+            beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {_p(effect)} |"
             _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
             rows.append((label, effect))
-        share = f"{sum(shares) / len(shares):.0%}"
-        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {_worst_domain(found)} | {share} |", flush=True)
+        worst = _worst_domain(found)
+        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {worst} | {_percent(shares)} |", flush=True)
     return rows
 
 
 def _worst_domain(found: list[Outcome]) -> str:
     """The domain where merged stands worst against the target that is best there, in bits per byte."""
-    names = [name for name in found[0].scores.models if name.startswith("target:")]
-    rates = [outcome.report["bits_per_byte"] for outcome in found]
-    behind = {
-        domain: np.mean([rate["merged"][domain] for rate in rates])
-        - min(np.mean([rate[name][domain] for rate in rates]) for name in names)
-        for domain in sorted(set(found[0].scores.domains_N))
-    }
-    worst = max(behind, key=lambda domain: behind[domain])
+    domains = sorted(set(found[0].scores.domains_N))
+    behind = {d: _rate(found, "merged", d) - _rate(found, _best_target(found, d), d) for d in domains}
+    worst = max(domains, key=lambda domain: behind[domain])
     return f"{behind[worst]:+.4f} ({worst})"
+
+
+def _best_target(found: list[Outcome], domain: str) -> str:
+    targets = [name for name in found[0].scores.models if name.startswith("target:")]
+    return min(targets, key=lambda target: _rate(found, target, domain))
+
+
+def _rate(found: list[Outcome], model: str, domain: str) -> float:
+    """Bits per byte, mean over the seeds."""
+    return float(np.mean([outcome.report["bits_per_byte"][model][domain] for outcome in found]))
+
+
+def _percent(shares: list[float | None]) -> str:
+    """Their mean; a dash where the oracle gains too little to recover a share of it."""
+    known = [share for share in shares if share is not None]
+    return f"{sum(known) / len(known):.0%}" if len(known) == len(shares) else "-"
+
+
+def _p(effect: Effect) -> str:
+    return "< 0.001" if effect.p_value < 0.001 else f"{effect.p_value:.3f}"
 
 
 def _cells(effect: Effect) -> str:

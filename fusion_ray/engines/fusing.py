@@ -149,7 +149,7 @@ class Fuser:
         """The source's distributions over the pivot's tokens, as the recipe aligns them."""
         align = self.settings.align
         tables = self.tables_of(name, pivot, source)
-        top_k = self._width(pivot, source)
+        top_k = self._width(pivot.topk, source.topk)
         if isinstance(align, BytesAlign):
             return project(
                 pivot.answers, source.answers, source.topk, tables.projector, top_k=top_k, inner_tail=align.inner_tail
@@ -159,9 +159,9 @@ class Fuser:
             pivot.answers, source.answers, source.topk, tables.projector, tables.vocabulary_map, top_k=top_k
         )
 
-    def _width(self, pivot: Scored, source: Scored) -> int:
-        """Entries kept at a position: as many as the more diverse model has, for cut draws would be biased."""
-        return self.settings.top_k or max(scored.topk.ids_TK.shape[1] for scored in (pivot, source))
+    def _width(self, *topks: TopK) -> int:
+        """Entries kept at a position: as many as the most diverse model has, for cut draws would be biased."""
+        return self.settings.top_k or max(topk.ids_TK.shape[1] for topk in topks)
 
     def tables_of(self, name: str, pivot: Scored, source: Scored) -> Tables:
         """What alignment knows of the pivot's and this source's tokenizers, for turns that end as these do."""
@@ -208,8 +208,7 @@ class Fuser:
         """The distribution that teaches each position, and its model: GOLD where none does."""
         choose = self.settings.choose
         every = [pivot.topk, *(projection.topk for projection in projections)]
-        top_k = self.settings.top_k or max(topk.ids_TK.shape[1] for topk in every)
-        topks = [_fit(topk, top_k) for topk in every]
+        topks = [_fit(topk, self._width(*every)) for topk in every]
         covered_MT = np.array([np.ones(len(pivot.topk), dtype=bool), *(p.covered_T for p in projections)])
         if isinstance(choose, AvgCE):
             weights_MN = weigh_avgce(scores_MN, choose.tau)

@@ -16,9 +16,10 @@ from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.recipe import load_recipe
 
 ARMS = [(table, label) for table, arms in TABLES.items() for label in arms]
+every_arm = pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
 
 
-@pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
+@every_arm
 def test_an_arm_is_a_valid_recipe_that_differs_from_the_first(table: str, label: str) -> None:
     arm = TABLES[table][label]
     first = next(iter(TABLES[table].values()))
@@ -28,7 +29,7 @@ def test_an_arm_is_a_valid_recipe_that_differs_from_the_first(table: str, label:
     assert (recipe == other) == (arm == first)
 
 
-@pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
+@every_arm
 def test_the_file_that_is_run_is_the_arm(table: str, label: str, tmp_path: Path) -> None:
     arm = TABLES[table][label]
     recipe = arm_recipe(tmp_path, changed(testbeds.Testbed(), arm), arm, controls=False)
