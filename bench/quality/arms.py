@@ -10,6 +10,8 @@ Arm = dict[str, Any]
 
 RECIPE: Arm = {}
 FUSED_K = (4, 10, 16, 32)
+MANY: Arm = {"testbed.rows": 1600}
+ONE: Arm = {"testbed.shared_vocabulary": True}
 
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {"recipe": RECIPE},
@@ -40,8 +42,9 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     "lambda": {"0.2": RECIPE, **{f"{value}": {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
     "epochs": {"10": RECIPE, **{f"{value}": {"targets.epochs": value} for value in (1, 3, 20)}},
-    "rows": {"400": RECIPE, **{f"{value}": {"testbed.rows": value} for value in (100, 200, 800)}},
-    "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0)}},
+    # What is learnt from is not trained on, so all these have the same 1,600 chats, and share models and held-out ones.
+    "rows": {f"{value}": MANY | {"testbed.learn_from": value} for value in (280, 70, 140, 560, 1120)},
+    "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0, 4.0)}},
     "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
     "sources": {
         "3": RECIPE,
@@ -50,11 +53,12 @@ TABLES: dict[str, dict[str, Arm]] = {
         "4": {"testbed.sources": 4},
     },
     "random": {"3 sources": RECIPE, "and one that has learned nothing": {"testbed.random_source": True}},
-    "vocabulary": {
-        "all different": RECIPE,
-        "one": {"testbed.shared_vocabulary": True},
-        "one, dense (k = V)": {"testbed.shared_vocabulary": True, "distributions.top_k": 1024},
-        "one, k = 10": {"testbed.shared_vocabulary": True, "distributions.top_k": 10},
+    "vocabulary": {"all different": RECIPE, "one": ONE},
+    "tail": {
+        "dense (k = V)": ONE | {"distributions.top_k": 1024},
+        "k = 64": ONE,
+        "k = 10": ONE | {"distributions.top_k": 10},
+        "k = 10, tail renormalised": ONE | {"distributions.top_k": 10, "targets.tail": "renormalise"},
     },
     "merging": {
         "VaRM, matrix": RECIPE,
@@ -68,6 +72,14 @@ TABLES: dict[str, dict[str, Arm]] = {
                 "merged.method": {"kind": "task_arithmetic", "weight": share},
             }
             for share in (0.4, 0.5, 0.6)
+        },
+        **{
+            f"learned from SFT, {members}, {level}": {
+                "merged.base": "sft",
+                "merged.method": {"kind": "learned", "granularity": level, "members": members},
+            }
+            for members in ("simplex", "free")
+            for level in ("model", "layer")
         },
         "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
         "linear": {"merged.method": {"kind": "linear"}},

@@ -11,6 +11,7 @@ versions, to bench/results/quality.jsonl.
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from arms import TABLES, Arm
 from effects import Effect, compare
-from figures import draw_effects
+from figures import draw_curve, draw_effects
 from measurement import Measurement, report
 from testbeds import Testbed
 from trials import Outcome, run_trial
@@ -48,6 +49,8 @@ def main() -> None:
         if given.figures:
             title = "merged less ..." if name == "main" else f"merged, less {next(iter(TABLES[name]))}"
             draw_effects(given.figures / f"quality-{name}.svg", title, rows)
+            if name in CURVES:
+                draw_curve(given.figures / f"quality-{name}-curve.svg", CURVES[name], trials.shares(TABLES[name]))
 
 
 class _Trials:
@@ -61,6 +64,19 @@ class _Trials:
             run_trial(self.folder, Testbed(seed=seed), arm, controls=not arm, tell=_tell) for seed in range(self.seeds)
         ]
 
+    def shares(self, arms: dict[str, Arm]) -> dict[str, dict[float, list[float]]]:
+        """What SFT and merged recover of the oracle's gain, by the arms' labels as numbers, for every seed."""
+        found = {float(label): self(arm) for label, arm in arms.items()}
+        return {
+            model: {place: [_recovered(outcome, model) for outcome in found[place]] for place in sorted(found)}
+            for model in ("sft", "merged")
+        }
+
+
+def _recovered(outcome: Outcome, model: str) -> float:
+    share = outcome.report["oracle"]["recovered_share"][model][OVERALL]
+    return float("nan") if share is None else float(share)
+
 
 def _tell(progress: Progress) -> None:
     if progress.done == progress.total:
@@ -68,6 +84,13 @@ def _tell(progress: Progress) -> None:
 
 
 Rows = list[tuple[str, Effect]]
+# Tables whose arms are points on an axis, and what it is called.
+CURVES = {
+    "lambda": "lambda: weight of gold",
+    "epochs": "epochs",
+    "rows": "chats of each domain to learn from",
+    "strength": "tokens the sources are trained on, times the demo's",
+}
 
 
 def print_main(trials: _Trials) -> Rows:
@@ -83,8 +106,8 @@ def print_main(trials: _Trials) -> Rows:
     shuffled = compare([(outcome, "shuffled", outcome, "sft") for outcome in found])
     print(f"| (shuffled less sft) | {_cells(shuffled)} |")
     print(f"| (sft less pivot) | {_cells(compare([(outcome, 'sft', outcome, 'pivot') for outcome in found]))} |")
-    shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
-    print(f"\nRecovered share of the oracle's gain: {', '.join(_percent([share]) for share in shares)}\n")
+    shares = ", ".join(_percent([_recovered(outcome, "merged")]) for outcome in found)
+    print(f"\nRecovered share of the oracle's gain: {shares}\n")
     print_domains(found)
     sft = dict(rows)["sft"]
     holds = sft.better == sft.seeds and sft.p_value < 0.001
@@ -103,19 +126,22 @@ def print_domains(found: list[Outcome]) -> None:
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found], domain)
         beside = compare([(outcome, "merged", outcome, best) for outcome in found], domain)
         oracle = float(np.mean([outcome.report["oracle"]["bits_per_byte"][domain] for outcome in found]))
-        share = _percent([recovered_share(pivot, merged, oracle)])
+        share = recovered_share(pivot, merged, oracle)
         print(
             f"| {domain} | {pivot:.3f} | {sft:.3f} | {target:.3f} ({best.removeprefix('target:')}) "
             f"| {merged:.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
-            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {share} |"
+            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {_percent([math.nan if share is None else share])} |"
         )
         _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
 
 
 def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
     """Every arm's merged model, beside the first arm's, the SFT control of its own testbed, and its targets."""
-    print(f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | worst domain | recovered |")
-    print("|---" * 8 + "|")
+    print(
+        f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | 95 % interval | worst domain "
+        "| recovered | by SFT |"
+    )
+    print("|---" * 10 + "|")
     first: list[Outcome] = []
     rows: Rows = []
     for label, arm in arms.items():
@@ -123,16 +149,16 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
         first = first or found
         rate = _rate(found, "merged", OVERALL)
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found])
-        shares = [outcome.report["oracle"]["recovered_share"]["merged"]["overall"] for outcome in found]
         beside = "| | |"
-        same_texts = not any(key == "testbed.rows" for key in arm)
-        if arm and same_texts:
+        if found is not first:
             effect = compare([(a, "merged", b, "merged") for a, b in zip(found, first, strict=True)])
             beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {_p(effect)} |"
             _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
             rows.append((label, effect))
         worst = _worst_domain(found)
-        print(f"| {label} | {rate:.4f} | {beside} {own.value:+.4f} | {worst} | {_percent(shares)} |", flush=True)
+        merged, sft = (_percent([_recovered(outcome, model) for outcome in found]) for model in ("merged", "sft"))
+        beside_sft = f"{own.value:+.4f} | [{own.low:+.4f}, {own.high:+.4f}]"
+        print(f"| {label} | {rate:.4f} | {beside} {beside_sft} | {worst} | {merged} | {sft} |", flush=True)
     return rows
 
 
@@ -154,10 +180,10 @@ def _rate(found: list[Outcome], model: str, domain: str) -> float:
     return float(np.mean([outcome.report["bits_per_byte"][model][domain] for outcome in found]))
 
 
-def _percent(shares: list[float | None]) -> str:
-    """Their mean; a dash where the oracle gains too little to recover a share of it."""
-    known = [share for share in shares if share is not None]
-    return f"{sum(known) / len(known):.0%}" if len(known) == len(shares) else "-"
+def _percent(shares: list[float]) -> str:
+    """Their mean; a dash where the oracle gains too little in one of them to recover a share of it."""
+    mean = float(np.mean(shares))
+    return "-" if math.isnan(mean) else f"{mean:.0%}"
 
 
 def _p(effect: Effect) -> str:

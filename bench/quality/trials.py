@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from arms import Arm
-from testbeds import Testbed, recipe_of
+from testbeds import Testbed, recipe_of, thin_chats
 
 from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.demo.making import make_materials
@@ -47,7 +47,8 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
     testbed = changed(testbed, arm)
     recipe = arm_recipe(folder, testbed, arm, controls)
     place = _place(folder, testbed)
-    make_materials(place, testbed.plan(), testbed.seed, tell)
+    make_materials(place, testbed.plan(), testbed.seed, tell, sorted((folder / "testbeds").glob("*")))
+    thin_chats(testbed, place, recipe.corpus)
     if not _is_done(recipe):
         _take_over(recipe, folder / "runs")
         _run(recipe)
@@ -72,11 +73,15 @@ def arm_recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool) -> Reci
             data[section] = data.get(section, {}) | {name: value}
     # The page's examples take time, and nobody looks at them here.
     data |= {"runs": f"{folder.as_posix()}/runs", "report": {"samples": 0, "views": 0}}
-    return parse_recipe(data | {"name": _digest({"testbed": asdict(testbed), "recipe": data})})
+    return parse_recipe(data | {"name": _digest({"testbed": _facts(testbed), "recipe": data})})
 
 
 def _place(folder: Path, testbed: Testbed) -> Path:
-    return folder / "testbeds" / _digest(asdict(testbed))
+    return folder / "testbeds" / _digest(_facts(replace(testbed, learn_from=None)))
+
+
+def _facts(testbed: Testbed) -> dict[str, Any]:
+    return {key: value for key, value in asdict(testbed).items() if value is not None}
 
 
 def _digest(facts: dict[str, Any]) -> str:

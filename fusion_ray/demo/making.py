@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,11 +39,15 @@ def make(folder: Path, seed: int, tell: Tell, size: str) -> Path:
     return recipe
 
 
-def make_materials(folder: Path, plan: DemoPlan, seed: int, tell: Tell) -> None:
-    """Make the chats and models of a plan, without a recipe."""
+def make_materials(folder: Path, plan: DemoPlan, seed: int, tell: Tell, beside: Iterable[Path] = ()) -> None:
+    """Make the chats and models of a plan, without a recipe.
+
+    Args:
+        beside: Demo folders whose models are linked, not trained again, where they are made from exactly the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _make_chats(folder, plan, seed, tell)
-    _make_models(folder, plan, seed, tell)
+    _make_models(folder, plan, seed, tell, beside)
 
 
 def recipe_text(size: str, folder: Path, seed: int) -> str:
@@ -93,7 +98,7 @@ def _lines(chats: list[Chat]) -> str:
 # --- models ----------------------------------------------------------------------------------------------------
 
 
-def _make_models(folder: Path, plan: DemoPlan, seed: int, tell: Tell) -> None:
+def _make_models(folder: Path, plan: DemoPlan, seed: int, tell: Tell, beside: Iterable[Path]) -> None:
     chats = hashlib.sha256((folder / "training" / "chats.jsonl").read_bytes()).hexdigest()
     code = _code_digest("training.py", "vocabularies.py")
     versions = _versions(("torch", "transformers", "tokenizers"))
@@ -101,11 +106,15 @@ def _make_models(folder: Path, plan: DemoPlan, seed: int, tell: Tell) -> None:
     for place, model in enumerate(plan.models):
         seeded = replace(model, seed=1000 * seed + place)
         made_from = _digest({"plan": asdict(seeded), "chats": chats, "code": code, "versions": versions})
-        target = folder / "models" / model.name
-        if _is_made(target / _MARK, made_from, target / "model.safetensors"):
+        if _is_there(folder, model.name, made_from):
             tell(Progress(f"demo model {model.name}", 1, 1, "already there"))
-        else:
+            continue
+        found = next((other for other in beside if _is_there(other, model.name, made_from)), None)
+        if found is None:
             waiting.append((seeded, made_from))
+        else:
+            _link_model(found, folder, model.name)
+            tell(Progress(f"demo model {model.name}", 1, 1, f"linked from {found}"))
     if not waiting:
         return
     crew = _Crew(folder, tell, plan.apart)
@@ -115,6 +124,20 @@ def _make_models(folder: Path, plan: DemoPlan, seed: int, tell: Tell) -> None:
                 finished.result()
         finally:
             crew.stop()
+
+
+def _is_there(folder: Path, name: str, made_from: str) -> bool:
+    target = folder / "models" / name
+    return _is_made(target / _MARK, made_from, target / "model.safetensors")
+
+
+def _link_model(found: Path, folder: Path, name: str) -> None:
+    target = folder / "models" / name
+    growing = target.with_name(f".{name}")
+    shutil.rmtree(growing, ignore_errors=True)
+    shutil.copytree(found / "models" / name, growing, copy_function=os.link)
+    shutil.rmtree(target, ignore_errors=True)
+    growing.replace(target)
 
 
 class _Crew:

@@ -1,5 +1,6 @@
 """The quality benchmark's arms are valid recipes that differ, and effects are what they should be."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import pytest
 import testbeds
 from arms import TABLES
 from effects import compare
-from figures import draw_effects
+from figures import draw_curve, draw_effects
 from trials import Outcome, arm_recipe, changed, write_recipe
 
 from fusion_ray.algorithms.evaluate.rates import Scores
-from fusion_ray.recipe import load_recipe
+from fusion_ray.demo.plans import DOMAINS
+from fusion_ray.recipe import load_recipe, parse_recipe
+from fusion_ray.stages.corpus import split_of
 
 ARMS = [(table, label) for table, arms in TABLES.items() for label in arms]
 every_arm = pytest.mark.parametrize(("table", "label"), ARMS, ids=[" / ".join(arm) for arm in ARMS])
@@ -79,3 +82,34 @@ def test_a_picture_has_every_row_and_is_the_same_each_time(tmp_path: Path) -> No
     drawn = (tmp_path / "one.svg").read_text()
     assert all(text in drawn for text in ("TIES", "SCE, tau 0.1", "merged less VaRM, bits per byte"))
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_curve_has_both_models_and_every_point_and_is_the_same_each_time(tmp_path: Path) -> None:
+    shares = {"sft": {0.5: [0.3, 0.4], 2.0: [0.5, 0.5]}, "merged": {0.5: [0.4, 0.6], 2.0: [0.7, 0.9]}}
+    for name in ("one.svg", "two.svg"):
+        draw_curve(tmp_path / name, "strength of the sources", shares)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert all(text in drawn for text in ("sft", "merged", "0.5", "2", "60%", "strength of the sources"))
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_what_is_added_to_a_testbed_leaves_its_other_models_as_they_are() -> None:
+    usual = testbeds.Testbed().plan().models
+    for more in ({"sources": 4}, {"random_source": True}, {"sources": 1}):
+        other = replace(testbeds.Testbed(), **more)
+        assert other.plan().models[: len(usual)] == usual
+        names = [model.name for model in other.plan().models]
+        assert set(other.source_names()) <= set(names) - {"pivot"}
+
+
+def test_a_testbed_that_learns_from_fewer_chats_keeps_all_that_are_held_out(tmp_path: Path) -> None:
+    chats = [{"id": f"{domain}{n}", "domain": domain} for domain in DOMAINS for n in range(60)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    testbed = replace(testbeds.Testbed(seed=3), rows=60, learn_from=10)
+    corpus = parse_recipe(testbeds.recipe_of(testbed, tmp_path)).corpus
+    testbeds.thin_chats(testbed, tmp_path, corpus)
+    kept = [json.loads(line)["id"] for line in Path(corpus.path).read_text().splitlines()]
+    heldout = {chat["id"] for chat in chats if split_of(chat["id"], corpus, 3) == "heldout"}
+    assert 0 < len(heldout) < len(chats) - 30
+    assert heldout <= set(kept)
+    assert [sum(name.startswith(domain) for name in set(kept) - heldout) for domain in DOMAINS] == [10, 10, 10]
