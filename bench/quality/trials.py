@@ -51,9 +51,9 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
     thin_chats(testbed, place, recipe.corpus)
     if not _is_done(recipe):
         _take_over(recipe, folder / "runs")
-        _run(recipe)
+        run_recipe(recipe)
         assert _is_done(recipe), f"{recipe.folder}: what was run is not what was asked for"
-    return _read(Path(recipe.folder) / "6_report")
+    return read_outcome(recipe)
 
 
 def changed(testbed: Testbed, arm: Arm) -> Testbed:
@@ -113,7 +113,8 @@ def _take_over(recipe: Recipe, runs: Path) -> None:
             shutil.copytree(before, scored, copy_function=os.link)
 
 
-def _run(recipe: Recipe) -> None:
+def run_recipe(recipe: Recipe) -> None:
+    """Run a recipe in a process of its own; it and its output stay beside the run's folder."""
     folder = Path(recipe.folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = write_recipe(recipe)
@@ -132,7 +133,9 @@ def write_recipe(recipe: Recipe) -> Path:
     return file
 
 
-def _read(folder: Path) -> Outcome:
+def read_outcome(recipe: Recipe) -> Outcome:
+    """What the report of a run says."""
+    folder = Path(recipe.folder) / "6_report"
     table = pq.read_table(folder / "documents.parquet")
     models = [name for name in table.column_names if name not in ("id", "domain", "n_bytes")]
     nll_MN = np.stack([table[name].to_numpy() for name in models])

