@@ -54,6 +54,12 @@ class Varm(MergeMethod):
     granularity: Literal["model", "layer", "module", "matrix", "element"] = "matrix"
 
 
+class RescaledSum(MergeMethod):
+    """The base plus the deltas' sum, scaled to the length of one (ours): averages what targets share, adds the rest."""
+
+    kind: Literal["rescaled_sum"] = "rescaled_sum"
+
+
 class Learned(MergeMethod):
     """Weights found by descent on fused rows that the targets were not trained on, from VaRM's weights on (ours).
 
@@ -245,7 +251,7 @@ class Passthrough(MergeMethod):
 
 
 AnyMethod = Annotated[
-    Varm | Learned | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear
+    Varm | RescaledSum | Learned | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear
     | Breadcrumbs | BreadcrumbsTies | Slerp | Nuslerp | Multislerp | Karcher | ModelStock | Ram | RamplusTl | Nearswap
     | ArceeFusion | Passthrough,
     Field(discriminator="kind"),

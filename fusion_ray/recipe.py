@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.evaluation import Evaluate, Judge
-from fusion_ray.merge_methods import AnyMethod, Varm
+from fusion_ray.merge_methods import AnyMethod, RescaledSum
 from fusion_ray.section import Label, Name, Section, Share, choice_of
 from fusion_ray.training import Targets
 
@@ -196,13 +196,23 @@ class Fused(Section):
 
 
 class Merged(Section):
-    """How targets become one model. Deltas are what a target has and `base` has not: the pivot, or the SFT control."""
+    """How targets become one model. Deltas are what a target has and `base` has not: the pivot, or the SFT control.
 
-    method: Annotated[AnyMethod, choice_of("varm")] = Varm()
-    base: Literal["pivot", "sft"] = "pivot"
+    The base is the SFT control for `rescaled_sum`, the pivot for all other methods, unless it is given.
+    """
+
+    method: Annotated[AnyMethod, choice_of("rescaled_sum")] = RescaledSum()
+    base: Literal["pivot", "sft"] = "sft"
     dtype: Dtype | Literal["pivot"] = "pivot"
     shard_gib: float = Field(5.0, gt=0)
     block_mib: float = Field(1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_of_the_method(cls, data: Any) -> Any:
+        method = data.get("method", "rescaled_sum")
+        kind = method.get("kind", "rescaled_sum") if isinstance(method, dict) else getattr(method, "kind", method)
+        return {"base": "sft" if kind == "rescaled_sum" else "pivot"} | data
 
 
 class Report(Section):
@@ -277,7 +287,9 @@ class Recipe(Section):
     def _the_base_is_there(self) -> "Recipe":
         method = self.merged.method
         if self.merged.base == "sft" and "sft" not in self.targets.controls:
-            raise ValueError("merged.base: sft needs the SFT control; add sft to targets.controls")
+            raise ValueError(
+                "merged.base: sft needs the SFT control; add sft to targets.controls, or set merged.base: pivot"
+            )
         if self.merged.base == "sft" and not method.has_base:
             raise ValueError(f"merged.base: sft changes nothing for {method.kind}, which takes no deltas; leave it out")
         return self

@@ -60,7 +60,7 @@ targets:
   controls: [sft]  # the same training without fusion, to see what fusion gave
 
 merged:
-  method: {{kind: varm, granularity: matrix}}
+  method: rescaled_sum  # what each source taught beyond the sft control, added up; or varm, as in the paper
 
 # For the report, if you like (docs/report.md): a judge in the manner of MT-Bench, and lm-evaluation-harness.
 # judge: {{base_url: http://localhost:8000/v1, model: NAME, questions: question.jsonl}}

@@ -1,7 +1,7 @@
 """What is compared: changes to the demo's recipe, by the table they stand in.
 
-The first arm of a table is the recipe as it is. An arm is a mapping from a dotted key of the recipe to its value; the
-key `testbed.KEY` changes the testbed instead.
+An arm is a mapping from a dotted key of the recipe to its value; the key `testbed.KEY` changes the testbed instead.
+What is changed is the demo's recipe, merged as in the paper (VaRM by matrix); `main` is the demo's recipe as it is.
 """
 
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 Arm = dict[str, Any]
 
 RECIPE: Arm = {}
+MAIN: Arm = {"merged.method": {"kind": "rescaled_sum"}}
 FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 
 TABLES: dict[str, dict[str, Arm]] = {
-    "main": {"recipe": RECIPE},
+    "main": {"recipe": MAIN},
     "alignment": {
         "bytes": RECIPE,
         "bytes, no inner tail": {"fused.align": {"kind": "bytes", "inner_tail": "none"}},
@@ -46,13 +47,13 @@ TABLES: dict[str, dict[str, Arm]] = {
     "rows": {f"{value}": MANY | {"testbed.learn_from": value} for value in (280, 70, 140, 560, 1120)},
     "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0, 4.0)}},
     "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
-    "sources": {
-        "3": RECIPE,
-        "1": {"testbed.sources": 1},
-        "2": {"testbed.sources": 2},
-        "4": {"testbed.sources": 4},
+    "sources": {"3": MAIN, **{f"{count}": MAIN | {"testbed.sources": count} for count in (1, 2, 4)}},
+    "random": {
+        "rescaled sum": MAIN,
+        "rescaled sum, and a source that has learned nothing": MAIN | {"testbed.random_source": True},
+        "VaRM": RECIPE,
+        "VaRM, and a source that has learned nothing": {"testbed.random_source": True},
     },
-    "random": {"3 sources": RECIPE, "and one that has learned nothing": {"testbed.random_source": True}},
     "vocabulary": {"all different": RECIPE, "one": ONE},
     "tail": {
         "dense (k = V)": ONE | {"distributions.top_k": 1024},
@@ -66,6 +67,8 @@ TABLES: dict[str, dict[str, Arm]] = {
             f"VaRM, {level}": {"merged.method": {"kind": "varm", "granularity": level}}
             for level in ("model", "layer", "module", "element")
         },
+        "rescaled sum, from SFT": MAIN,
+        "rescaled sum, from the pivot": MAIN | {"merged.base": "pivot"},
         **{
             f"SFT + {share} of what each target learned beyond it": {
                 "merged.base": "sft",

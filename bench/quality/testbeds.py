@@ -68,6 +68,7 @@ def recipe_of(testbed: Testbed, folder: Path) -> dict[str, Any]:
     """The recipe of a testbed that lies in a folder, as plain data: the demo's, with these sources and chats."""
     data: dict[str, Any] = yaml.safe_load(recipe_text("demo", folder, testbed.seed))
     data["sources"] = [{"name": name, "model": f"{folder.as_posix()}/models/{name}"} for name in testbed.source_names()]
+    data["merged"] = {"method": {"kind": "varm", "granularity": "matrix"}}  # See arms.py.
     if testbed.learn_from is not None:
         data["corpus"]["path"] = f"{folder.as_posix()}/chats-{testbed.learn_from}.jsonl"
     return data

@@ -20,8 +20,8 @@ Setting = Any
 Settings = Mapping[str, Setting]
 
 NEED_BASE = frozenset(
-    {"varm", "sce", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear", "breadcrumbs",
-     "breadcrumbs_ties", "slerp", "model_stock", "ram", "ramplus_tl", "nearswap", "arcee_fusion"}
+    {"varm", "rescaled_sum", "sce", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear",
+     "breadcrumbs", "breadcrumbs_ties", "slerp", "model_stock", "ram", "ramplus_tl", "nearswap", "arcee_fusion"}
 )  # fmt: skip
 CAN_HAVE_BASE = frozenset({"nuslerp", "multislerp"})
 _NO_EFFECT = frozenset({"int8_mask"})  # mergekit trades precision of its masks for memory; ours take a byte anyway.

@@ -16,6 +16,7 @@ from fusion_ray.algorithms.merge.linear import merge_linear
 from fusion_ray.algorithms.merge.model_stock import merge_model_stock
 from fusion_ray.algorithms.merge.multislerp import merge_multislerp
 from fusion_ray.algorithms.merge.pointwise import merge_nearswap, merge_passthrough, merge_ram, merge_ramplus
+from fusion_ray.algorithms.merge.rescaled_sum import merge_rescaled_sum
 from fusion_ray.algorithms.merge.sce import merge_sce
 from fusion_ray.algorithms.merge.slerp import merge_nuslerp, merge_slerp
 from fusion_ray.algorithms.merge.sparsify import key_of
@@ -86,6 +87,7 @@ def _breadcrumbs(elect: bool) -> Call:
 
 CALLS: dict[str, Call] = {
     "varm": _varm,
+    "rescaled_sum": lambda tensor, _given, _: merge_rescaled_sum(tensor),
     "learned": _learned,
     "linear": lambda tensor, given, _: merge_linear(tensor, given["weight"], given["normalize"]),
     "sce": lambda tensor, given, _: merge_sce(tensor, given["select_topk"], given["dialect"]),

@@ -20,6 +20,7 @@ TENSORS = arrays.arrays(
 # Methods that mix any number of targets with a pivot, with settings under which the laws hold.
 DELTA_METHODS: dict[str, dict[str, Any]] = {
     "varm": {},
+    "rescaled_sum": {},
     "sce": {},
     "ties": {"density": 0.5},
     "breadcrumbs_ties": {"density": 0.5, "normalize": True},

@@ -204,6 +204,28 @@ def test_karcher(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("targets", [1, 3])
+def test_rescaled_sum(shape: tuple[int, ...], targets: int) -> None:
+    arrays = models(shape, targets)
+    check("rescaled_sum", arrays, naive.naive_rescaled_sum(wide(arrays)))
+
+
+def test_a_rescaled_sum_averages_what_is_common_and_adds_what_is_not() -> None:
+    base = np.zeros((1, 4), dtype=np.float32)
+    one, other = np.eye(4, dtype=np.float32)[:2, None] * 4
+    np.testing.assert_array_equal(merge("rescaled_sum", [base, one, one]), one)
+    np.testing.assert_allclose(merge("rescaled_sum", [base, one, other]), (one + other) / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_array_equal(merge("rescaled_sum", [base, one, -one]), base)  # Not 0 / 0.
+
+
+def test_a_target_that_learned_nothing_does_not_change_a_rescaled_sum() -> None:
+    base, *targets = models((12, 9))
+    np.testing.assert_array_equal(
+        merge("rescaled_sum", [base, *targets, base]), merge("rescaled_sum", [base, *targets])
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("filter_wise", [True, False])
 def test_model_stock(shape: tuple[int, ...], filter_wise: bool) -> None:
     pivot, *targets = models(shape, 3, 0.3)

@@ -21,10 +21,10 @@ def with_overrides(*overrides: str) -> Recipe:
     return parse_recipe(copy.deepcopy(SMALL), overrides=overrides)
 
 
-def test_a_short_recipe_gets_the_papers_defaults() -> None:
+def test_a_short_recipe_gets_the_defaults() -> None:
     recipe = parse_recipe(SMALL)
     assert (recipe.targets.lambda_, recipe.targets.learning_rate, recipe.targets.epochs) == (0.9, 5e-6, 3)
-    assert recipe.merged.method.kind == "varm"
+    assert (recipe.merged.method.kind, recipe.merged.base) == ("rescaled_sum", "sft")
     assert list(recipe.models()) == ["pivot", "math", "code"]
     assert recipe.folder == "runs/small"
 
@@ -37,7 +37,7 @@ def test_a_short_recipe_gets_the_papers_defaults() -> None:
         ("sources.code.engine.kind=vlm", "'transformers', 'vllm', 'openai'"),
         ("merged.method={kind: learned, granularity: element}", "'model', 'layer', 'module' or 'matrix'"),
         ("merged.method={kind: learned, steps: 0}", "greater than or equal to 1"),
-        ("merged.method.granularity=row", "'model', 'layer', 'module', 'matrix' or 'element'"),
+        ("merged.method={kind: varm, granularity: row}", "'model', 'layer', 'module', 'matrix' or 'element'"),
         ("merged={base: sft, method: linear}", "merged.base: sft changes nothing for linear"),
         ("targets.epochs=-1", "greater than 0"),
         ("corpus.heldout=1", "less than 1"),
@@ -56,8 +56,15 @@ def test_a_wrong_setting_names_itself_and_the_right_ones(override: str, expected
     assert expected in str(caught.value)
 
 
+def test_deltas_are_taken_from_the_control_by_the_method_that_adds_them() -> None:
+    assert with_overrides("merged.method=varm").merged.base == "pivot"
+    assert with_overrides("merged.method=rescaled_sum").merged.base == "sft"
+    assert with_overrides("merged={method: {kind: rescaled_sum}, base: pivot}").merged.base == "pivot"
+    assert with_overrides("merged={method: varm, base: sft}").merged.base == "sft"
+    assert with_overrides("merged.dtype=float32").merged.base == "sft"
+
+
 def test_deltas_from_the_control_need_the_control() -> None:
-    assert with_overrides("merged.base=sft").merged.base == "sft"
     with pytest.raises(RecipeError, match=r"needs the SFT control; add sft to targets\.controls"):
         with_overrides("merged.base=sft", "targets.controls=[self]")
 
@@ -94,7 +101,7 @@ def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
 
 
 def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    recipe = with_overrides("targets.epochs=2.5", "merged.method.granularity=layer")
+    recipe = with_overrides("targets.epochs=2.5", "merged.method={kind: varm, granularity: layer}")
     path = tmp_path / "recipe.json"
     path.write_text(recipe.model_dump_json())
     assert load_recipe(path) == recipe

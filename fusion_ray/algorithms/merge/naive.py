@@ -201,6 +201,17 @@ def naive_model_stock(models_M: list[np.ndarray], filter_wise: bool = False) -> 
     return share * np.mean(targets, axis=0) + (1 - share) * pivot
 
 
+def naive_rescaled_sum(models_M: list[np.ndarray]) -> np.ndarray:
+    """The base plus the deltas' sum, scaled to the root mean square of their lengths weighed by their squares."""
+    base, *targets = models_M
+    lengths = [np.linalg.norm(target - base) for target in targets]
+    whole = sum(target - base for target in targets)
+    if not any(lengths):
+        return base
+    wanted = np.sqrt(sum(length**4 for length in lengths) / sum(length**2 for length in lengths))
+    return base + whole * min(1.0, wanted / max(np.linalg.norm(whole), 1e-300))
+
+
 def naive_ram(models_M: list[np.ndarray], epsilon: float, r: float = 0.0, alpha: float = 0.0) -> np.ndarray:
     """RAM; with r and alpha RAM+: scale what one target alone moved."""
     pivot, *targets = models_M
