@@ -69,7 +69,7 @@ def small_recipe(folder: Path) -> Path:
     settings |= {"tokens_per_step": 512, "tokens_per_batch": 512, "max_length": 128, "checkpoint_every_steps": 2}
     from toy_run import make_recipe
 
-    recipe = make_recipe(folder, targets=settings)
+    recipe = make_recipe(folder, targets=settings, merged={"method": "varm"})
     path = folder / "toy.json"
     path.write_text(recipe.model_dump_json())
     return path

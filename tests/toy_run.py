@@ -19,7 +19,7 @@ from fusion_ray.storage.shards import read_shard, write_shard
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> %{x} {{ 7 * 7 }}"
 
 
-def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = None) -> Recipe:
+def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = None, **more: Any) -> Recipe:
     """A pivot, one source of another tokenizer, chats of two domains; some of the text is hostile."""
     pivot = save_toy(folder / "pivot", "llama", byte_level_tokenizer())
     math = save_toy(folder / "math", "gpt_neox", sentencepiece_tokenizer())
@@ -36,6 +36,7 @@ def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = N
             "targets": targets or {},
             "report": {"bootstrap": 200},
         }
+        | more
     )
 
 

@@ -38,6 +38,7 @@ def toy_recipe(folder: Path, **targets: Any) -> Recipe:
             "sources": [{"name": "math", "model": "unused"}, {"name": "code", "model": "unused"}],
             "corpus": {"path": "unused"},
             "targets": {**PLAIN, **targets},
+            "merged": {"method": "varm"},  # The default needs the SFT control.
         }
     )
 

@@ -12,6 +12,7 @@ RECIPE: Arm = {}
 MAIN: Arm = {"merged.method": {"kind": "rescaled_sum"}}
 FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
+MULTI: Arm = {"fused.mode": "multi"}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 
 TABLES: dict[str, dict[str, Arm]] = {
@@ -30,7 +31,13 @@ TABLES: dict[str, dict[str, Arm]] = {
         "AvgCE": {"fused.choose": {"kind": "avgce"}},
         "the pivot's own distribution where it wins": {"fused.pivot_wins": "distil"},
         "gate: online": {"targets.gate": "online"},
-        "multi: one set from all sources": {"fused.mode": "multi"},
+        "multi: one set from all sources": MULTI,
+    },
+    "multi": {
+        "a target for each source, merged": MAIN,
+        "one target of all sources": MULTI,
+        "one target of all sources, 15 epochs": MULTI | {"targets.epochs": 15},
+        "one target of all sources, 20 epochs": MULTI | {"targets.epochs": 20},
     },
     "loss": {
         "ce, tail bucket": RECIPE,
@@ -44,7 +51,7 @@ TABLES: dict[str, dict[str, Arm]] = {
     "lambda": {"0.2": RECIPE, **{f"{value}": {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
     "epochs": {"10": RECIPE, **{f"{value}": {"targets.epochs": value} for value in (1, 3, 20)}},
     # What is learnt from is not trained on, so all these have the same 1,600 chats, and share models and held-out ones.
-    "rows": {f"{value}": MANY | {"testbed.learn_from": value} for value in (280, 70, 140, 560, 1120)},
+    "rows": {f"{value}": MULTI | MANY | {"testbed.learn_from": value} for value in (280, 70, 140, 560, 1120)},
     "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0, 4.0)}},
     "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
     "sources": {"3": MAIN, **{f"{count}": MAIN | {"testbed.sources": count} for count in (1, 2, 4)}},

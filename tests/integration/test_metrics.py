@@ -44,7 +44,7 @@ def test_prometheus_gets_every_gauge_that_the_dashboard_shows_from_a_whole_run(
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     settings = {"controls": [], "epochs": 60, "dtype": "float32", "zero_stage": 0, "learning_rate": 1e-3}
     settings |= {"tokens_per_step": 256, "tokens_per_batch": 256, "max_length": 128, "measure_every_steps": 20}
-    recipe = make_recipe(tmp_path, targets=settings)
+    recipe = make_recipe(tmp_path, targets=settings, merged={"method": "varm"})
     cluster.connect("local", num_cpus=2)
     (node,) = ray.nodes()
     reading = _Reading(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
