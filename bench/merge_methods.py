@@ -39,6 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties-0.5": {"kind": "dare_ties", "density": 0.5},
     "karcher": {"kind": "karcher"},
     "model_stock": {"kind": "model_stock"},
+    "rescaled_sum": {"kind": "rescaled_sum"},
     **{f"learned-{g}": {"kind": "learned", "granularity": g} for g in ("model", "layer", "module", "matrix")},
     "learned-matrix-free": {"kind": "learned", "members": "free"},
 }

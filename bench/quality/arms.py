@@ -63,10 +63,10 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     "vocabulary": {"all different": RECIPE, "one": ONE},
     "tail": {
-        "dense (k = V)": ONE | {"distributions.top_k": 1024},
-        "k = 64": ONE,
-        "k = 10": ONE | {"distributions.top_k": 10},
-        "k = 10, tail renormalised": ONE | {"distributions.top_k": 10, "targets.tail": "renormalise"},
+        "dense (k = V)": MULTI | ONE | {"distributions.top_k": 1024},
+        "k = 64": MULTI | ONE,
+        "k = 10": MULTI | ONE | {"distributions.top_k": 10},
+        "k = 10, tail renormalised": MULTI | ONE | {"distributions.top_k": 10, "targets.tail": "renormalise"},
     },
     "merging": {
         "VaRM, matrix": RECIPE,
