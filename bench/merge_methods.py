@@ -48,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def score(run: Path, recipe: Recipe, work: Path, name: str) -> Scores:
     """Merge by one method and score the result, and everything the report compares it with, on held-out documents."""
     changed = recipe.model_dump() | {
-        "merged": recipe.merged.model_dump() | {"method": METHODS[name]},
+        "merged": recipe.merged.model_dump(exclude={"base"}) | {"method": METHODS[name]},
         "report": recipe.report.model_dump() | {"samples": 0, "views": 0, "bootstrap": 100},
     }
     asked = parse_recipe(changed)

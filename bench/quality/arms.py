@@ -84,12 +84,11 @@ TABLES: dict[str, dict[str, Arm]] = {
             for share in (0.4, 0.5, 0.6)
         },
         **{
-            f"learned from SFT, {members}, {level}": {
+            f"learned from SFT, {members}, model": {
                 "merged.base": "sft",
-                "merged.method": {"kind": "learned", "granularity": level, "members": members},
+                "merged.method": {"kind": "learned", "granularity": "model", "members": members},
             }
             for members in ("simplex", "free")
-            for level in ("model", "layer")
         },
         "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
         "linear": {"merged.method": {"kind": "linear"}},
