@@ -65,10 +65,11 @@ TEXTS = Texts(answer_bytes=(40, 400))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", choices=sorted(set(MODELS) - {PIVOT}), default=["gemma3"])
-    parser.add_argument("--rows", type=int, default=120, help="chats of each of the five domains")
+    parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
     parser.add_argument("--lambda_", type=float, default=0.2)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     given = parser.parse_args()
     for name in (PIVOT, *given.sources):
@@ -99,7 +100,7 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "pivot": model(PIVOT),
             "sources": [{"name": name} | model(name) for name in given.sources],
             "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
-            "distributions": {"top_k": 32, "max_length": 512, "cpus_per_actor": os.cpu_count() or 1},
+            "distributions": {"top_k": 32, "max_length": 512, "cpus_per_actor": given.cpus},
             "targets": {
                 "controls": ["sft"],
                 "lambda_": given.lambda_,
@@ -108,8 +109,9 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
                 "tokens_per_step": 2048,
                 "tokens_per_batch": 1024,
                 "max_length": 512,
-                "cpus_per_worker": os.cpu_count() or 1,
+                "cpus_per_worker": given.cpus,
             },
+            "merged": {"dtype": "float32"},  # In the pivot's bfloat16 what few steps moved is lost in rounding.
             "report": {"samples": 0, "views": 0},
         }
     )
