@@ -1,7 +1,8 @@
 """What is compared: changes to the demo's recipe, by the table they stand in.
 
 An arm is a mapping from a dotted key of the recipe to its value; the key `testbed.KEY` changes the testbed instead.
-What is changed is the demo's recipe, merged as in the paper (VaRM by matrix); `main` is the demo's recipe as it is.
+What is changed is the demo's recipe, merged as in the paper (VaRM by matrix); `main` is the demo's recipe as it is. Curves
+are drawn for one target of all sources, so that merging has no part in them.
 """
 
 from typing import Any
@@ -48,12 +49,12 @@ TABLES: dict[str, dict[str, Arm]] = {
         **{f"k = {k}": {"fused.top_k": k} for k in FUSED_K},
         **{f"k = {k}, tail renormalised": {"fused.top_k": k, "targets.tail": "renormalise"} for k in FUSED_K},
     },
-    "lambda": {"0.2": RECIPE, **{f"{value}": {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
-    "epochs": {"10": RECIPE, **{f"{value}": {"targets.epochs": value} for value in (1, 3, 20)}},
+    "lambda": {"0.2": MULTI, **{f"{value}": MULTI | {"targets.lambda_": value} for value in (0.0, 0.5, 0.8, 0.9)}},
+    "epochs": {"10": MULTI, **{f"{value}": MULTI | {"targets.epochs": value} for value in (1, 3, 15, 20)}},
     # What is learnt from is not trained on, so all these have the same 1,600 chats, and share models and held-out ones.
     "rows": {f"{value}": MULTI | MANY | {"testbed.learn_from": value} for value in (280, 70, 140, 560, 1120)},
-    "strength": {"1": RECIPE, **{f"{value}": {"testbed.strength": value} for value in (0.25, 0.5, 2.0, 4.0)}},
-    "pivot": {"small": RECIPE, "large": {"testbed.pivot": "large"}},
+    "strength": {"1": MULTI, **{f"{value}": MULTI | {"testbed.strength": value} for value in (0.25, 0.5, 2.0, 4.0)}},
+    "pivot": {"small": MULTI, "large": MULTI | {"testbed.pivot": "large"}},
     "sources": {"3": MAIN, **{f"{count}": MAIN | {"testbed.sources": count} for count in (1, 2, 4)}},
     "random": {
         "rescaled sum": MAIN,
