@@ -189,7 +189,7 @@ class Fused(Section):
     mode: Literal["pairwise", "multi"] = "pairwise"
     align: Align = BytesAlign()
     choose: Choose = MinCE()
-    pivot_wins: Literal["distil", "gold"] = "distil"
+    pivot_wins: Literal["distil", "gold"] = "gold"
     top_k: int | None = Field(None, ge=1, le=1024)
     cpus_per_task: float = Field(1, gt=0)
     max_rejected: Share = 0.01

@@ -42,9 +42,10 @@ distributions:
 
 # Sources are aligned to the pivot's tokens by bytes; per chat the better model teaches (MinCE).
 fused:
+  mode: pairwise  # one target for each source, then merged; multi: one target, taught by the best of all sources
   align: bytes
   choose: {{kind: mince, level: sequence, unit: byte}}
-  pivot_wins: distil  # or gold: plain fine-tuning where the pivot was better
+  pivot_wins: gold  # where the pivot was better: plain fine-tuning; the paper's distil teaches its own distribution
 
 # One target per source. These are the paper's settings for 7B models; smaller models want a larger learning_rate.
 targets:

@@ -1,8 +1,8 @@
 """What is compared: changes to the demo's recipe, by the table they stand in.
 
 An arm is a mapping from a dotted key of the recipe to its value; the key `testbed.KEY` changes the testbed instead.
-What is changed is the demo's recipe, merged as in the paper (VaRM by matrix); `main` is the demo's recipe as it is. Curves
-are drawn for one target of all sources, so that merging has no part in them.
+What is changed is the demo's recipe, merged as in the paper (VaRM by matrix); `main` is the demo's recipe as it is.
+Curves are drawn for one target of all sources, so that merging has no part in them.
 """
 
 from typing import Any

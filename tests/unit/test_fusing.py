@@ -75,7 +75,7 @@ def test_the_viewer_shows_what_fusing_does_in_every_mode(align: str, shard: dict
 
 def fuse(shard: dict[str, Any], sources: list[str], **settings: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     names = ["pivot", *sources]
-    fuser = Fuser(Fused(**settings), {name: shard["folders"][name] for name in names})
+    fuser = Fuser(Fused(**{"pivot_wins": "distil"} | settings), {name: shard["folders"][name] for name in names})
     fused = fuser.fuse(shard["chats"], {name: shard["scored"][name] for name in names})
     return fused.table.to_pylist(), fused.facts
 
