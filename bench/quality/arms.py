@@ -37,8 +37,6 @@ TABLES: dict[str, dict[str, Arm]] = {
     "multi": {
         "a target for each source, merged": MAIN,
         "one target of all sources": MULTI,
-        "one target of all sources, 15 epochs": MULTI | {"targets.epochs": 15},
-        "one target of all sources, 20 epochs": MULTI | {"targets.epochs": 20},
     },
     "loss": {
         "ce, tail bucket": RECIPE,
@@ -84,12 +82,9 @@ TABLES: dict[str, dict[str, Arm]] = {
             }
             for share in (0.4, 0.5, 0.6)
         },
-        **{
-            f"learned from SFT, {members}, model": {
-                "merged.base": "sft",
-                "merged.method": {"kind": "learned", "granularity": "model", "members": members},
-            }
-            for members in ("simplex", "free")
+        "learned from SFT, one weight a target": {
+            "merged.base": "sft",
+            "merged.method": {"kind": "learned", "granularity": "model", "members": "simplex"},
         },
         "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
         "linear": {"merged.method": {"kind": "linear"}},
