@@ -14,6 +14,7 @@ MAIN: Arm = {"merged.method": {"kind": "rescaled_sum"}}
 FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
 MULTI: Arm = {"fused.mode": "multi"}
+LONG: Arm = MULTI | {"targets.epochs": 20}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 
 TABLES: dict[str, dict[str, Arm]] = {
@@ -60,7 +61,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "VaRM": RECIPE,
         "VaRM, and a source that has learned nothing": {"testbed.random_source": True},
     },
-    "vocabulary": {"all different": RECIPE, "one": ONE},
+    "vocabulary": {"all different": LONG, "one": LONG | ONE},
     "tail": {
         "dense (k = V)": MULTI | ONE | {"distributions.top_k": 1024},
         "k = 64": MULTI | ONE,
