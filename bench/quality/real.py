@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from run import print_main
-from trials import read_outcome, run_recipe
+from trials import read_outcome, run_recipe, take_over
 
 from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
 from fusion_ray.demo.making import split_chats
@@ -79,6 +79,7 @@ def main() -> None:
         write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
         recipe = recipe_of(given, seed)
         if not (Path(recipe.folder) / "6_report" / "MANIFEST.json").is_file():
+            take_over(recipe, given.folder / "runs")
             run_recipe(recipe)
         found.append(read_outcome(recipe))
     print_main(found)

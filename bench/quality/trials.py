@@ -50,7 +50,7 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
     make_materials(place, testbed.plan(), testbed.seed, tell, sorted((folder / "testbeds").glob("*")))
     thin_chats(testbed, place, recipe.corpus)
     if not _is_done(recipe):
-        _take_over(recipe, folder / "runs")
+        take_over(recipe, folder / "runs")
         run_recipe(recipe)
         assert _is_done(recipe), f"{recipe.folder}: what was run is not what was asked for"
     return read_outcome(recipe)
@@ -94,7 +94,7 @@ def _is_done(recipe: Recipe) -> bool:
     return manifest.is_file() and json.loads(manifest.read_text())["fingerprint"] == graph(recipe)[-1].fingerprint
 
 
-def _take_over(recipe: Recipe, runs: Path) -> None:
+def take_over(recipe: Recipe, runs: Path) -> None:
     """Link what other trials made with the same fingerprint; the report's scored shards carry theirs themselves."""
     made = {json.loads(path.read_text())["fingerprint"]: path.parent for path in runs.glob("*/[1-5]_*/MANIFEST.json")}
     nested = runs.glob("*/[1-5]_*/*/MANIFEST.json")
