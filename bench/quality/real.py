@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from run import print_main
-from trials import read_outcome, run_recipe, take_over
+from trials import is_done, read_outcome, run_recipe, take_over
 
 from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
 from fusion_ray.demo.making import split_chats
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", choices=sorted(set(MODELS) - {PIVOT}), default=["gemma3"])
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
     parser.add_argument("--lambda_", type=float, default=0.2)
+    parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
@@ -78,7 +79,7 @@ def main() -> None:
     for seed in range(given.seeds):
         write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
         recipe = recipe_of(given, seed)
-        if not (Path(recipe.folder) / "6_report" / "MANIFEST.json").is_file():
+        if not is_done(recipe):
             take_over(recipe, given.folder / "runs")
             run_recipe(recipe)
         found.append(read_outcome(recipe))
@@ -88,7 +89,8 @@ def main() -> None:
 def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
-    described = "-".join((*given.sources, str(given.rows), f"{given.lambda_:g}", str(given.epochs), str(seed)))
+    settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
+    described = "-".join(map(str, (*given.sources, *settings)))
 
     def model(name: str) -> dict[str, Any]:
         return {"model": f"{folder}/models/{name}", "template": MODELS[name].template}
@@ -102,6 +104,7 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "sources": [{"name": name} | model(name) for name in given.sources],
             "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
             "distributions": {"top_k": 32, "max_length": 512, "cpus_per_actor": given.cpus},
+            "fused": {"pivot_wins": given.pivot_wins},
             "targets": {
                 "controls": ["sft"],
                 "lambda_": given.lambda_,

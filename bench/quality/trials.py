@@ -49,10 +49,10 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
     place = _place(folder, testbed)
     make_materials(place, testbed.plan(), testbed.seed, tell, sorted((folder / "testbeds").glob("*")))
     thin_chats(testbed, place, recipe.corpus)
-    if not _is_done(recipe):
+    if not is_done(recipe):
         take_over(recipe, folder / "runs")
         run_recipe(recipe)
-        assert _is_done(recipe), f"{recipe.folder}: what was run is not what was asked for"
+        assert is_done(recipe), f"{recipe.folder}: what was run is not what was asked for"
     return read_outcome(recipe)
 
 
@@ -88,7 +88,7 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _is_done(recipe: Recipe) -> bool:
+def is_done(recipe: Recipe) -> bool:
     """Whether the report is there and made from exactly this."""
     manifest = Path(recipe.folder) / "6_report" / "MANIFEST.json"
     return manifest.is_file() and json.loads(manifest.read_text())["fingerprint"] == graph(recipe)[-1].fingerprint
@@ -118,7 +118,7 @@ def run_recipe(recipe: Recipe) -> None:
     folder = Path(recipe.folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = write_recipe(recipe)
-    log = folder.with_suffix(".log")
+    log = Path(f"{recipe.folder}.log")
     with log.open("w") as output:
         command = [sys.executable, "-m", "fusion_ray", "run", str(file)]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
@@ -128,7 +128,7 @@ def run_recipe(recipe: Recipe) -> None:
 
 def write_recipe(recipe: Recipe) -> Path:
     """The recipe as a file beside its run, whole: without its defaults a `kind` that is its own default is gone."""
-    file = Path(recipe.folder).with_suffix(".yaml")
+    file = Path(f"{recipe.folder}.yaml")
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     return file
 
