@@ -210,6 +210,8 @@ class Merged(Section):
     @model_validator(mode="before")
     @classmethod
     def _base_of_the_method(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data  # Pydantic says what is wrong with it.
         method = data.get("method", "rescaled_sum")
         kind = method.get("kind", "rescaled_sum") if isinstance(method, dict) else getattr(method, "kind", method)
         return {"base": "sft" if kind == "rescaled_sum" else "pivot"} | data

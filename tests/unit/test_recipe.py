@@ -39,6 +39,7 @@ def test_a_short_recipe_gets_the_defaults() -> None:
         ("merged.method={kind: learned, steps: 0}", "greater than or equal to 1"),
         ("merged.method={kind: varm, granularity: row}", "'model', 'layer', 'module', 'matrix' or 'element'"),
         ("merged={base: sft, method: linear}", "merged.base: sft changes nothing for linear"),
+        ("merged=varm", "merged: Input should be a valid dictionary or instance of Merged"),
         ("targets.epochs=-1", "greater than 0"),
         ("corpus.heldout=1", "less than 1"),
         ("distributions.actors.min=3", "max (1) is below min (3)"),
