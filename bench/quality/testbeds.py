@@ -80,11 +80,12 @@ def thin_chats(testbed: Testbed, folder: Path, corpus: Corpus) -> None:
         return
     left = dict.fromkeys(DOMAINS, testbed.learn_from)
     kept = []
-    for line in (folder / "chats.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
-        chat = json.loads(line)
-        if split_of(chat["id"], corpus, testbed.seed) != "heldout":
-            left[chat["domain"]] -= 1
-            if left[chat["domain"]] < 0:
-                continue
-        kept.append(line)
+    with (folder / "chats.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            chat = json.loads(line)
+            if split_of(chat["id"], corpus, testbed.seed) != "heldout":
+                left[chat["domain"]] -= 1
+                if left[chat["domain"]] < 0:
+                    continue
+            kept.append(line)
     Path(corpus.path).write_text("".join(kept), encoding="utf-8")

@@ -103,12 +103,13 @@ def test_what_is_added_to_a_testbed_leaves_its_other_models_as_they_are() -> Non
 
 
 def test_a_testbed_that_learns_from_fewer_chats_keeps_all_that_are_held_out(tmp_path: Path) -> None:
-    chats = [{"id": f"{domain}{n}", "domain": domain} for domain in DOMAINS for n in range(60)]
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    chats = [{"id": f"{domain}{n}", "domain": domain, "text": "a\u2028b"} for domain in DOMAINS for n in range(60)]
+    lines = "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)
+    (tmp_path / "chats.jsonl").write_text(lines, encoding="utf-8")
     testbed = replace(testbeds.Testbed(seed=3), rows=60, learn_from=10)
     corpus = parse_recipe(testbeds.recipe_of(testbed, tmp_path)).corpus
     testbeds.thin_chats(testbed, tmp_path, corpus)
-    kept = [json.loads(line)["id"] for line in Path(corpus.path).read_text().splitlines()]
+    kept = [json.loads(line)["id"] for line in Path(corpus.path).read_text(encoding="utf-8").split("\n")[:-1]]
     heldout = {chat["id"] for chat in chats if split_of(chat["id"], corpus, 3) == "heldout"}
     assert 0 < len(heldout) < len(chats) - 30
     assert heldout <= set(kept)
