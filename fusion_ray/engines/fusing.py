@@ -272,7 +272,7 @@ def read_scored(table: pa.Table) -> Scored:
         row_offsets=offsets_of([len(row) for row in turns]),
     )
     row_T = np.repeat(np.arange(len(lengths)), lengths)
-    before_T = np.concatenate([[0], boundaries_T[:-1]]) if len(boundaries_T) else boundaries_T
+    before_T = np.concatenate([[0], boundaries_T])[:-1]
     starts = answers.turn_offsets[:-1]
     before_T[starts[starts < len(before_T)]] = 0
     return Scored(answers, read_topk(table), row_T, boundaries_T - before_T)

@@ -79,7 +79,7 @@ def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa
     """
     rows = [{"id": chat["id"], "reason": chat["reason"]} for chat in chats.select(["id", "reason"]).to_pylist()]
     usable = [number for number, row in enumerate(rows) if row["reason"] is None]
-    conversations = chats["messages"].take(usable).to_pylist()
+    conversations = chats["messages"].take(np.array(usable, dtype=np.int64)).to_pylist()
     for number, rendered in zip(usable, render_all(tokenizer, conversations, settings.template), strict=True):
         try:
             fitted = _fit(rendered, settings)

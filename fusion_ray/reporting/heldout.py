@@ -112,7 +112,7 @@ def _answers(table: pa.Table) -> list[Answer | None]:
 
 def _bins(table: pa.Table, usable: list[int]) -> Bins:
     """How sure the model was of its first choice, and whether it came, over the usable rows."""
-    rows = table.take(usable)
+    rows = table.take(np.array(usable, dtype=np.int64))
     topk = read_topk(rows)
     if not len(topk):
         return bin_confidences(np.empty(0), np.empty(0, dtype=bool))

@@ -94,3 +94,16 @@ def test_what_an_actor_cannot_start_with_is_an_error_in_its_own_words(recipe: Re
     changed = recipe.model_copy(update={"distributions": recipe.distributions.model_copy(update=changes)})
     with pytest.raises(kind, match=words):
         pipeline.run(changed, until="distributions")
+
+
+def test_shards_without_a_usable_row_go_through_the_whole_pipeline(recipe: Recipe) -> None:
+    corpus = {"path": recipe.corpus.path, "heldout": 0.3, "validation": 0.2, "max_rejected": 0.5, "shard_rows": 1}
+    data = recipe.model_dump(mode="json") | {"name": "alone", "corpus": corpus}
+    data["fused"] |= {"max_rejected": 0.5}
+    data["targets"] |= {"epochs": 1, "max_length": 256, "tokens_per_step": 256, "tokens_per_batch": 256}
+    data["targets"] |= {"dtype": "float32", "zero_stage": 0}
+    pipeline.run(parse_recipe(data))
+    fused = read_manifest(str(Path(recipe.folder).parent / "alone" / "3_fused" / "sick"))
+    assert [shard.rows for shard in fused.shards] == [1] * 6
+    assert fused.facts["rejected"] == sum(bool(shard.facts["rejected"]) for shard in fused.shards) == 3
+    assert (Path(recipe.folder).parent / "alone" / "6_report" / "report.html").is_file()

@@ -228,3 +228,21 @@ def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
             mean_TV[t, ids[ids >= 0]] += np.exp(logprobs[ids >= 0].astype(np.float64)) / repeats
     deviation_TV = np.sqrt(truth_TV * (1 - truth_TV) / (repeats * draws))
     assert (np.abs(mean_TV - truth_TV) < 5 * deviation_TV + 0.003).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"align": "em"}, {"align": "ms"}, {"choose": "avgce"}, {"choose": {"kind": "mince", "level": "token"}}],
+    ids=str,
+)
+def test_a_shard_without_a_usable_row_keeps_its_rows_with_their_reasons(
+    shard: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    chats, last = shard["chats"].slice(4), {name: shard["scored"][name].slice(4) for name in ("pivot", "other")}
+    fuser = Fuser(Fused.model_validate(settings), {name: shard["folders"][name] for name in last})
+    if settings.get("align") == "ms":
+        fuser.statistics = {"other": Statistics(pairs=fuser.count_pairs(chats, last)["other"])}
+    fused = fuser.fuse(chats, last)
+    assert fused.table.to_pylist()[0]["reason"] == "no answer"
+    assert fused.facts["rejected"] == {"bad": "no answer"}
+    assert fused.facts["alignment"]["other"]["positions"] == 0
