@@ -1,26 +1,42 @@
 """How far exact alignment is from full marginalisation over all token strings, where that can be had.
 
-    python bench/marginal.py
+    python bench/marginal.py           # both parts, some minutes
+    python bench/marginal.py bigrams   # a source so small that the truth can be summed
+    python bench/marginal.py real      # a real model is asked what follows each leaf; see real_models.py
 
-A source with eight tokens and a bigram model defines a distribution over texts. At the start of a group the pivot's
-next token has an exact distribution: that of the first pivot token of all continuations, whatever source tokens spell
-them. Alignment knows the source's distributions along the real path only. Printed is the mean total variation distance
-between both over the starts of groups in sampled texts, for models from nearly certain to nearly uniform, with three
-and with all eight entries kept (what is not kept is tail, and the exact distribution has none).
+At the start of a group the pivot's next token has an exact distribution: that of the first pivot token of all
+continuations, whatever source tokens spell them. Alignment knows the source's distributions along the real path only.
+Printed is the mean total variation distance between both over the starts of groups.
+
+bigrams: texts of models with eight tokens, from nearly certain to nearly uniform, with three and with all eight
+entries kept (what is not kept is tail, and the exact distribution has none). real: the ten most probable next tokens of
+SmolLM2-135M-Instruct at positions where all pivots begin a token; it is asked for its next token after each of them, so
+that the truth looks one source token past the leaf. Both sides are made to sum to one.
 """
 
+import sys
 from collections import defaultdict
 from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
+from chats import chats
 from measurement import Measurement, report
+from real_models import real_model
+from real_tokenizers import real_tokenizer
+from scored import answers_of
 from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_ray.algorithms.align.answers import AnswerTurn, gather_answers
+from fusion_ray.algorithms.align.answers import Answers, AnswerTurn, gather_answers
 from fusion_ray.algorithms.align.bytes import project
-from fusion_ray.algorithms.align.projector import build_projector
+from fusion_ray.algorithms.align.groups import FIRST, find_groups, pair_turns
+from fusion_ray.algorithms.align.projector import TEXT, Projector, build_projector
 from fusion_ray.algorithms.topk import TopK
 
+REAL_PIVOTS = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3")
+REAL_TEXTS, REAL_POSITIONS, REAL_TOP_K, FOLLOWING, CONTEXT = 24, 300, 10, 256, 96
 PIVOT_MERGES = [("a", "b"), ("c", "a"), ("ab", "c"), ("b", "b")]
 SOURCE_MERGES = [("b", "c"), ("a", "a"), ("ca", "b"), ("c", "a"), ("bc", "a")]
 SHARPNESS = (0.05, 0.2, 1.0)
@@ -28,6 +44,13 @@ MODELS, ROWS, TOKENS, LOOKAHEAD = 8, 10, 30, 6
 
 
 def main() -> None:
+    parts = {"bigrams": measure_bigrams, "real": measure_real}
+    for part in sys.argv[1:] or parts:
+        parts[part]()
+
+
+def measure_bigrams() -> None:
+    """A source of eight tokens."""
     for sharpness in SHARPNESS:
         for top_k in (3, 8):
             found = [measure(sharpness, top_k, np.random.default_rng(seed)) for seed in range(MODELS)]
@@ -65,6 +88,70 @@ def measure(sharpness: float, top_k: int, rng: np.random.Generator) -> np.ndarra
         for p, s in zip(projection.groups.pivot_start, projection.groups.source_start, strict=True):
             distances.append(total_variation(projection.topk, int(p), exact(sampled[int(s)])))
     return np.array(distances)
+
+
+def measure_real() -> None:
+    """SmolLM2, and the vocabularies of well-known models as the pivot's."""
+    texts = [row[-1]["content"] for row in chats()[:REAL_TEXTS]]
+    model = AutoModelForCausalLM.from_pretrained(real_model("smollm2"), dtype=torch.float32)
+    source = AutoTokenizer.from_pretrained(real_model("smollm2")).backend_tokenizer
+    theirs = answers_of(source, texts)
+    projectors = {name: build_projector(real_tokenizer(name), source) for name in REAL_PIVOTS}
+    shared = set.intersection(*(_starts(answers_of(real_tokenizer(name), texts), theirs) for name in REAL_PIVOTS))
+    turn_T = np.searchsorted(theirs.turn_offsets, np.arange(len(theirs)), side="right") - 1
+    distances: dict[str, list[float]] = {name: [] for name in REAL_PIVOTS}
+    for s in np.random.default_rng(0).choice(sorted(shared), size=REAL_POSITIONS, replace=False).tolist():
+        before = theirs.ids_T[max(int(theirs.turn_offsets[turn_T[s]]), s - CONTEXT) : s]
+        leaves, following = look_ahead(model, before)
+        for name, projector in projectors.items():
+            rows = [(projector.strings.tokens_of(leaf).tolist(), mass) for leaf, mass in leaves]
+            distances[name].append(distance(rows, two_tokens(leaves, following, projector)))
+    for name, found in distances.items():
+        case = f"{name} <- smollm2, {len(found)} group starts"
+        report(Measurement("marginal", case, "mean total variation", float(np.mean(found))))
+
+
+Ways = list[tuple[int, float]]  # tokens and their probabilities
+Spelt = list[tuple[list[int], float]]  # the same, in pivot tokens
+
+
+def _starts(ours: Answers, theirs: Answers) -> set[int]:
+    """Source positions where a group begins, but for the first of a turn."""
+    groups = find_groups(ours, theirs, pair_turns(ours, theirs), same_vocabulary=False)
+    return set(groups.source_start[(groups.place & FIRST) == 0].tolist())
+
+
+@torch.inference_mode()
+def look_ahead(model: Any, before: np.ndarray) -> tuple[Ways, list[Ways]]:
+    """The most probable next tokens after a text, and after each of them the most probable ones again."""
+    asked = model(torch.tensor(before[None].astype(np.int64)), use_cache=True)
+    first = torch.softmax(asked.logits[0, -1], -1).topk(REAL_TOP_K)
+    cache = asked.past_key_values
+    cache.batch_repeat_interleave(REAL_TOP_K)
+    then = torch.softmax(model(first.indices[:, None], past_key_values=cache).logits[:, -1], -1).topk(FOLLOWING)
+    leaves = list(zip(first.indices.tolist(), first.values.tolist(), strict=True))
+    rows = zip(then.indices.tolist(), then.values.tolist(), strict=True)
+    return leaves, [list(zip(ids, chances, strict=True)) for ids, chances in rows]
+
+
+def two_tokens(leaves: Ways, following: list[Ways], projector: Projector) -> Spelt:
+    """Pivot tokens of each leaf with what may follow it."""
+    told = zip(leaves, following, strict=True)
+    pairs = [(leaf, then, mass * part) for (leaf, mass), row in told for then, part in row]
+    token = projector.source.token
+    rows = projector.encode_keys([bytes([TEXT]) + token(leaf) + token(then) for leaf, then, _ in pairs])
+    return [(row, mass) for row, (_, _, mass) in zip(rows, pairs, strict=True)]
+
+
+def distance(ours: Spelt, truth: Spelt) -> float:
+    """Total variation of the first pivot tokens, each side made to sum to one."""
+    sides: tuple[dict[int, float], dict[int, float]] = (defaultdict(float), defaultdict(float))
+    for side, rows in zip(sides, (ours, truth), strict=True):
+        known = sum(mass for tokens, mass in rows if tokens)
+        for tokens, mass in rows:
+            if tokens:
+                side[tokens[0]] += mass / known
+    return 0.5 * sum(abs(sides[0].get(key, 0.0) - sides[1].get(key, 0.0)) for key in sides[0].keys() | sides[1].keys())
 
 
 def continuations(last: int, words: list[str], chance_UU: np.ndarray) -> dict[str, float]:
