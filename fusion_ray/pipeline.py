@@ -82,6 +82,11 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
     """
     if until not in STAGES:
         raise RecipeError(f"stage '{until}': expected one of {', '.join(STAGES)}.")
+    if until == "report" and not recipe.corpus.heldout:
+        raise RecipeError(
+            "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the "
+            "report: --until merged."
+        )
     before = [_status(artifact) for artifact in graph(recipe)]
     write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
     for stage in STAGES[: STAGES.index(until) + 1]:

@@ -296,6 +296,18 @@ class Recipe(Section):
             raise ValueError(f"merged.base: sft changes nothing for {method.kind}, which takes no deltas; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> "Recipe":
+        wishes = {
+            "merged.method: learned": self.merged.method.kind == "learned",
+            "targets.gate: online": self.targets.gate == "online",
+            "targets.keep: best": self.targets.keep == "best",
+            "targets.early_stop": self.targets.early_stop is not None,
+        }
+        for wish in (name for name, is_set in wishes.items() if is_set and not self.corpus.validation):
+            raise ValueError(f"{wish} goes by validation chats, and corpus.validation is 0; set a share, say 0.05")
+        return self
+
     @property
     def folder(self) -> str:
         """Where the run's artifacts lie."""

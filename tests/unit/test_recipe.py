@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fusion_ray import pipeline
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
 
@@ -68,6 +69,21 @@ def test_deltas_are_taken_from_the_control_by_the_method_that_adds_them() -> Non
 def test_deltas_from_the_control_need_the_control() -> None:
     with pytest.raises(RecipeError, match=r"needs the SFT control; add sft to targets\.controls"):
         with_overrides("merged.base=sft", "targets.controls=[self]")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["merged.method=learned", "targets.gate=online", "targets.keep=best", "targets.early_stop={patience: 3}"],
+)
+def test_what_goes_by_validation_chats_needs_some(setting: str) -> None:
+    with pytest.raises(RecipeError, match=r"goes by validation chats, and corpus\.validation is 0"):
+        with_overrides(setting, "corpus.validation=0")
+    with_overrides(setting, "corpus.validation=0.1")
+
+
+def test_a_report_on_no_held_out_chats_is_refused_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match=r"corpus\.heldout is 0, .* or stop before the report: --until merged"):
+        pipeline.run(with_overrides("corpus.heldout=0"))
 
 
 def test_a_number_in_scientific_notation_is_a_number() -> None:
