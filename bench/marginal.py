@@ -14,7 +14,7 @@ SmolLM2-135M-Instruct at positions where all pivots begin a token; it is asked f
 that the truth looks one source token past the leaf. Both sides are made to sum to one.
 """
 
-import sys
+import argparse
 from collections import defaultdict
 from functools import cache
 from typing import Any
@@ -45,7 +45,12 @@ MODELS, ROWS, TOKENS, LOOKAHEAD = 8, 10, 30, 6
 
 def main() -> None:
     parts = {"bigrams": measure_bigrams, "real": measure_real}
-    for part in sys.argv[1:] or parts:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    chosen = parser.parse_args().parts or list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(parts)}")
+    for part in chosen:
         parts[part]()
 
 

@@ -298,13 +298,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _validation_is_there(self) -> "Recipe":
-        wishes = {
-            "merged.method: learned": self.merged.method.kind == "learned",
-            "targets.gate: online": self.targets.gate == "online",
-            "targets.keep: best": self.targets.keep == "best",
-            "targets.early_stop": self.targets.early_stop is not None,
-        }
-        for wish in (name for name, is_set in wishes.items() if is_set and not self.corpus.validation):
+        learned = ["merged.method: learned"] if self.merged.method.kind == "learned" else []
+        for wish in [*learned, *self.targets.goes_by_validation] if not self.corpus.validation else []:
             raise ValueError(f"{wish} goes by validation chats, and corpus.validation is 0; set a share, say 0.05")
         return self
 

@@ -72,6 +72,16 @@ class Targets(Section):
     retries: int = Field(3, ge=0)
     wait_s: float = Field(600, gt=0)
 
+    @property
+    def goes_by_validation(self) -> list[str]:
+        """The settings that judge on validation rows, in words."""
+        wishes = {
+            "targets.gate: online": self.gate == "online",
+            "targets.keep: best": self.keep == "best",
+            "targets.early_stop": self.early_stop is not None,
+        }
+        return [wish for wish, is_set in wishes.items() if is_set]
+
     @model_validator(mode="after")
     def _draws_are_used_as_they_are(self) -> "Targets":
         if self.tail == "sampled" and (self.divergence not in ("ce", "kl") or self.temperature != 1.0):

@@ -170,15 +170,10 @@ class Trainer:
 
     def _find_judge(self, validation: TrainingRows | None) -> Validation | None:
         judge = None if validation is None else Validation(validation)
-        wishes = {
-            "gate: online": self.settings.gate == "online",
-            "keep: best": self.settings.keep == "best",
-            "early_stop": self.settings.early_stop is not None,
-        }
         if judge is None or not judge.bytes_N.any():
-            for wish in (name for name, is_set in wishes.items() if is_set):
+            for wish in self.settings.goes_by_validation:
                 raise RecipeError(
-                    f"targets.{wish} judges on validation rows; expected some that are no longer than "
+                    f"{wish} judges on validation rows; expected some that are no longer than "
                     "targets.max_length. Set corpus.validation, or raise max_length."
                 )
         return judge
