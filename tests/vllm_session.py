@@ -51,12 +51,19 @@ def write(prompts: list[np.ndarray], folder: str) -> dict[str, np.ndarray]:
     """What the first model writes after some rows, and what the harness measures of it."""
     generator = VllmGenerator(folder, VllmEngine(dtype="float32"), 256, threads=1)
     written = generator.generate(prompts, max_tokens=12, end_ids=[2])
+    asked = {"max_tokens": 12, "end_ids": range(2, 40), "temperature": 1.0}
+    drawn = [generator.sample(prompts, seeds=seeds, **asked) for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8])]
+    one = generator.sample(prompts[2:3], seeds=[3], **asked)
+    same = drawn[0] == drawn[1] and one == drawn[0][2:3] and drawn[0] != drawn[2]
+    never = generator.sample(prompts, max_tokens=3, end_ids=[], temperature=1.0, seeds=[1, 2, 3, 4])
     generator.close()
     path = Path(folder) / "gold.jsonl"
     path.write_text('{"question": "One and one?", "answer": "Two, I think."}\n{"question": "Why?", "answer": "So."}\n')
     task = {"kind": "gold_answer", "name": "gold", "path": str(path)}
     found = run_harness(folder, VllmEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}), threads=1)
-    return {"written": np.array(written), "gold": np.array(found["gold"]["metrics"]["bits_per_byte"])}
+    ended = [text is not None for text in drawn[0]]
+    sampled = {"same": np.array(same), "ended": np.array(ended), "never": np.array([text is None for text in never])}
+    return sampled | {"written": np.array(written), "gold": np.array(found["gold"]["metrics"]["bits_per_byte"])}
 
 
 def error_of(scorer, ids: np.ndarray) -> str:

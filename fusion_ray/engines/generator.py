@@ -1,16 +1,19 @@
-"""Let a model answer, greedily: samples for the report, and the answers that a judge reads. No sampling anywhere."""
+"""Let a model write: greedily for the report and its judge, by chance where sources answer the corpus anew."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 
 from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
 from fusion_ray.recipe import Dtype, OpenAIEngine, TransformersEngine, VllmEngine
 
+_TOGETHER = 64  # Prompts that are continued at once.
+
 
 class Generator(Protocol):
-    """A model that continues token sequences with the most probable token, again and again.
+    """A model that continues token sequences.
 
     Attributes:
         max_length: Longest sequence, prompt and answer together; None where no limit is known.
@@ -19,7 +22,7 @@ class Generator(Protocol):
     max_length: int | None
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
-        """Continue every prompt.
+        """Continue every prompt with the most probable token, again and again.
 
         Args:
             prompts: Token ids of the model's own tokenizer; each has at least one and leaves room for one more.
@@ -31,6 +34,27 @@ class Generator(Protocol):
 
         Raises:
             EngineError: The engine died or refused a prompt.
+        """
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int,
+        end_ids: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        """Continue every prompt with tokens drawn from the model's distributions; see `generate`.
+
+        Args:
+            prompts, max_tokens, end_ids: As for `generate`.
+            temperature: Divides the logits; 1 draws from what the model says.
+            seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
+
+        Returns:
+            The new text of every prompt; None where no end token came within `max_tokens`.
         """
         ...
 
@@ -70,7 +94,7 @@ def make_generator(
 
 
 class TransformersGenerator:
-    """Writes with Hugging Face Transformers, one prompt after the other; see `Generator`.
+    """Writes with Hugging Face Transformers; see `Generator`.
 
     Args:
         folder: Local Hugging Face model folder.
@@ -99,22 +123,77 @@ class TransformersGenerator:
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
         """See `Generator.generate`."""
+        made = [self._continue([prompt], max_tokens, end_ids)[0] for prompt in prompts]
+        return [str(self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
+
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int,
+        end_ids: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        """See `Generator.sample`."""
+        texts: list[str | None] = [None] * len(prompts)
+        for rows in _of_one_length(prompts):
+            draw = _drawing(temperature, [seeds[row] for row in rows], len(self._tokenizer))
+            made = self._continue([prompts[row] for row in rows], max_tokens, end_ids, draw)
+            for row, tokens in zip(rows, made, strict=True):
+                stops = np.flatnonzero(np.isin(tokens, list(end_ids)))
+                if len(stops):
+                    texts[row] = str(self._tokenizer.decode(tokens[: stops[0]], skip_special_tokens=True))
+        return texts
+
+    def _continue(
+        self, prompts: list[np.ndarray], max_tokens: int, end_ids: Sequence[int], choose: Any = None
+    ) -> np.ndarray:
+        """The new tokens of prompts of one length; what follows an end token means nothing."""
         import torch
         from transformers import GenerationConfig
 
-        ends = sorted(set(end_ids)) or None
-        texts = []
-        for prompt in prompts:
-            room = max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - len(prompt)))
-            # A configuration of our own: a model's may ask for sampling, and these answers must not depend on chance.
-            settings = GenerationConfig(
-                do_sample=False, max_new_tokens=room, eos_token_id=ends, pad_token_id=ends[0] if ends else 0
-            )
-            ids = torch.from_numpy(np.asarray(prompt, dtype=np.int64))[None].to(self._model.device)
-            made = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-            texts.append(str(self._tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)))
-        return texts
+        ends, length = sorted(set(end_ids)) or None, len(prompts[0])
+        room = max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
+        # A configuration of our own: a model's may ask for sampling, and what is written must not depend on it.
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=room, eos_token_id=ends, pad_token_id=ends[0] if ends else 0
+        )
+        ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(self._model.device)
+        made = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            logits_processor=[choose] if choose else [],
+        )
+        return np.asarray(made[:, length:].cpu())
 
     def close(self) -> None:
         """See `Generator.close`."""
         del self._model
+
+
+def _of_one_length(prompts: Sequence[np.ndarray]) -> Iterator[list[int]]:
+    """Numbers of prompts that are as long as each other: nothing is padded, which not every architecture could take."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for _, rows in groupby(order, key=lambda row: len(prompts[row])):
+        found = list(rows)
+        yield from (found[start : start + _TOGETHER] for start in range(0, len(found), _TOGETHER))
+
+
+def _drawing(temperature: float, seeds: Sequence[int], n_tokens: int) -> Callable[[Any, Any], Any]:
+    """Turns logits [B, V] into a choice of one token, drawn for each prompt from random numbers of its own."""
+    import torch
+
+    numbers = [np.random.default_rng(seed) for seed in seeds]
+
+    def draw(_: Any, logits_BV: Any) -> Any:
+        logits_BV = logits_BV.double() / temperature
+        logits_BV[:, n_tokens:] = -torch.inf  # Rows that pad the output head.
+        below_BV = torch.softmax(logits_BV, dim=-1).cumsum(dim=-1)
+        points_B1 = torch.tensor([[number.random()] for number in numbers], device=below_BV.device)
+        drawn_B1 = torch.searchsorted(below_BV, points_B1 * below_BV[:, -1:], right=True)
+        chosen_BV = torch.full_like(logits_BV, -torch.inf)
+        return chosen_BV.scatter_(1, drawn_B1.clamp(max=n_tokens - 1), 0.0).float()
+
+    return draw

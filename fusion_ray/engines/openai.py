@@ -130,18 +130,38 @@ class OpenAIGenerator:
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
         """See `Generator.generate`."""
+        written = self._write(prompts, max_tokens, end_ids, [{"temperature": 0}] * len(prompts))
+        return [text for text, _ in written]
 
-        def continue_one(prompt: np.ndarray) -> str:
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int,
+        end_ids: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        """See `Generator.sample`."""
+        asked = [{"temperature": temperature, "seed": seed} for seed in seeds]
+        return [text if ended else None for text, ended in self._write(prompts, max_tokens, end_ids, asked)]
+
+    def _write(
+        self, prompts: Sequence[np.ndarray], max_tokens: int, end_ids: Sequence[int], sampling: list[dict[str, Any]]
+    ) -> list[tuple[str, bool]]:
+        """The new text of every prompt, and whether it came to its end."""
+
+        def continue_one(prompt: np.ndarray, how: dict[str, Any]) -> tuple[str, bool]:
             request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": max_tokens}
-            request |= {"temperature": 0, "stop_token_ids": sorted(set(end_ids))}
+            request |= how | {"stop_token_ids": sorted(set(end_ids))}
             (choice,) = self._server.ask("completions", request).get("choices") or [{}]
             if not isinstance(choice.get("text"), str):
                 raise EngineError(
                     f"{self._server.base_url}: it answered without a text. Expected OpenAI's completions."
                 )
-            return str(choice["text"])
+            return str(choice["text"]), choice.get("finish_reason") == "stop"
 
-        return list(self._pool.map(continue_one, prompts))
+        return list(self._pool.map(continue_one, prompts, sampling))
 
     def close(self) -> None:
         """See `Generator.close`."""

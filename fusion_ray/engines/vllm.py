@@ -160,12 +160,33 @@ class VllmGenerator:
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
         """See `Generator.generate`."""
+        written = self._write(prompts, max_tokens, end_ids, [{"temperature": 0}] * len(prompts))
+        return [text for text, _ in written]
+
+    def sample(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int,
+        end_ids: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[str | None]:
+        """See `Generator.sample`."""
+        asked = [{"temperature": temperature, "seed": seed} for seed in seeds]
+        return [text if ended else None for text, ended in self._write(prompts, max_tokens, end_ids, asked)]
+
+    def _write(
+        self, prompts: Sequence[np.ndarray], max_tokens: int, end_ids: Sequence[int], sampling: list[dict[str, Any]]
+    ) -> list[tuple[str, bool]]:
+        """The new text of every prompt, and whether it came to its end."""
         from vllm import SamplingParams
 
         ends = sorted(set(end_ids))
         rooms = [max_tokens if self.max_length is None else min(max_tokens, self.max_length - len(p)) for p in prompts]
         settings = [
-            SamplingParams(max_tokens=room, temperature=0, stop_token_ids=ends, detokenize=False) for room in rooms
+            SamplingParams(max_tokens=room, stop_token_ids=ends, detokenize=False, **how)
+            for room, how in zip(rooms, sampling, strict=True)
         ]
         asked = [{"prompt_token_ids": np.asarray(prompt).tolist()} for prompt in prompts]
         try:
@@ -174,7 +195,9 @@ class VllmGenerator:
             raise EngineError(
                 f"{self._folder}: vLLM failed while answering {len(prompts)} prompts ({type(error).__name__}: {error})."
             ) from error
-        return [str(self._tokenizer.decode(o.outputs[0].token_ids, skip_special_tokens=True)) for o in outputs]
+        made = [output.outputs[0] for output in outputs]
+        texts = [str(self._tokenizer.decode(o.token_ids, skip_special_tokens=True)) for o in made]
+        return [(text, o.finish_reason == "stop") for text, o in zip(texts, made, strict=True)]
 
     def close(self) -> None:
         """See `Generator.close`."""

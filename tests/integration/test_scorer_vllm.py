@@ -69,6 +69,7 @@ def test_vllm_scores_and_writes_as_transformers_on_qwen2_gpt_neox_and_gemma2(tmp
     prompts = [rows[f"row{i}"] for i in range(4)]
     written = TransformersGenerator(folder, dtype="float32").generate(prompts, max_tokens=12, end_ids=[2])
     assert theirs["written"].tolist() == written and any(written)
+    assert bool(theirs["same"]) and theirs["never"].all() and theirs["ended"].any()
     task = {"kind": "gold_answer", "name": "gold", "path": str(tmp_path / "qwen2" / "gold.jsonl")}
     found = run_harness(folder, TransformersEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}))
     assert float(theirs["gold"]) == pytest.approx(found["gold"]["metrics"]["bits_per_byte"], rel=1e-4)
