@@ -1,7 +1,8 @@
 """The pipeline from top to bottom: which artifacts a recipe asks for, which are done, and how to make the rest."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
 
 from fusion_ray.errors import ArtifactError, FusionRayError, RecipeError
@@ -13,7 +14,9 @@ from fusion_ray.storage.chats import chat_files
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, stamp, write_bytes
 from fusion_ray.storage.models import ModelFiles, file_hash, find_model
 
-STAGES = ("corpus", "distributions", "fused", "targets", "merged", "report")
+# In this order; and the numbers of their folders. What sources answer anew is scored as the corpus was.
+STAGES = ("corpus", "distributions", "answers", "fused", "targets", "merged", "report")
+_NUMBERS = {"corpus": 1, "distributions": 2, "answers": 2, "fused": 3, "targets": 4, "merged": 5, "report": 6}
 
 # Settings that say where and how fast, not what: changing one of them makes nothing stale.
 _PLACEMENT = {
@@ -48,16 +51,24 @@ def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     models = {name: find(model.model) for name, model in recipe.models().items()}
     corpus = _corpus(recipe, need_inputs)
     distributions = {name: _distributions(recipe, name, corpus, models) for name in models}
+    answers = _answers(recipe, distributions) if recipe.answers else {}
+    rescored = {
+        f"{label}/{name}": _distributions(recipe, name, chats, models, within=label)
+        for label, chats in answers.items()
+        for name in ("pivot", chats.name)
+    }
     fused = _fused(recipe, distributions, models)
-    targets = _targets(recipe, fused, distributions, models["pivot"])
+    fused_answers = _fused_answers(recipe, answers | rescored, models)
+    targets = _targets(recipe, fused, fused_answers, distributions, models["pivot"])
     taught = {name: target for name, target in targets.items() if name in fused}
     settings = _section(recipe.merged) | {"seed": recipe.seed}
     members = taught | ({"sft": targets["sft"]} if recipe.merged.base == "sft" else {})
     merged = _artifact(recipe, "merged", "", settings, members, {"pivot": models["pivot"]})
-    inputs = {f"distributions/{n}": a for n, a in distributions.items()} | {f"fused/{n}": a for n, a in fused.items()}
-    inputs |= {f"targets/{n}": a for n, a in targets.items()} | {"corpus": corpus, "merged": merged}
-    report = _report(recipe, inputs, models, need_inputs)
-    return [corpus, *distributions.values(), *fused.values(), *targets.values(), merged, report]
+    first = [corpus, *distributions.values(), *answers.values(), *rescored.values()]
+    fusing = [*fused.values(), *(artifact for those in fused_answers.values() for artifact in those.values())]
+    made = [*first, *fusing, *targets.values(), merged]
+    report = _report(recipe, {str(artifact): artifact for artifact in made}, models, need_inputs)
+    return [*made, report]
 
 
 def plan(recipe: Recipe) -> list[Status]:
@@ -89,10 +100,14 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
         )
     before = [_status(artifact) for artifact in graph(recipe)]
     write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        todo = [status.artifact for status in before if status.artifact.stage == stage and status.state != "done"]
-        for status in before:
-            if status.artifact.stage == stage and status.state == "done":
+    wanted = STAGES[: STAGES.index(until) + 1]
+    for stage, group in groupby(before, key=lambda status: status.artifact.stage):
+        if stage not in wanted:
+            break
+        statuses = list(group)
+        todo = [status.artifact for status in statuses if status.state != "done"]
+        for status in statuses:
+            if status.state == "done":
                 tell(Progress(str(status.artifact), 1, 1, "done before"))
         if todo:
             _connect(address)
@@ -146,7 +161,9 @@ def _corpus(recipe: Recipe, need_inputs: bool) -> Artifact:
     return _artifact(recipe, "corpus", "", settings, {}, {}, contents)
 
 
-def _distributions(recipe: Recipe, name: str, corpus: Artifact, models: dict[str, ModelFiles]) -> Artifact:
+def _distributions(
+    recipe: Recipe, name: str, corpus: Artifact, models: dict[str, ModelFiles], within: str = ""
+) -> Artifact:
     model = recipe.models()[name]
     settings = _section(recipe.distributions)
     settings["engine"] = _section(model.engine or recipe.distributions.engine)
@@ -154,32 +171,71 @@ def _distributions(recipe: Recipe, name: str, corpus: Artifact, models: dict[str
     needed = {"model": models[name]}
     if settings["template"] == "pivot":
         needed["pivot"] = models["pivot"]
-    return _artifact(recipe, "distributions", name, settings, {"corpus": corpus}, needed)
+    return _artifact(recipe, "distributions", f"{within}/{name}".lstrip("/"), settings, {"corpus": corpus}, needed)
+
+
+def _groups(recipe: Recipe) -> dict[str, list[str]]:
+    """The fused sets by name, and the sources of each."""
+    names = [source.name for source in recipe.sources]
+    return {"multi": names} if recipe.fused.mode == "multi" else {name: [name] for name in names}
+
+
+def _answers(recipe: Recipe, distributions: dict[str, Artifact]) -> dict[str, Artifact]:
+    """What each source answers anew; which chats it knows best is judged among the models of its fused set."""
+    assert recipe.answers is not None
+    found = {}
+    for members in _groups(recipe).values():
+        inputs = {name: distributions[name] for name in ["pivot", *members]}
+        inputs["corpus"] = distributions["pivot"].inputs["corpus"]
+        for name in members:
+            scored = distributions[name]
+            settings = _section(recipe.answers) | {"seed": recipe.seed}
+            settings |= {key: scored.settings[key] for key in ("engine", "template", "max_length")}
+            found[f"answers/{name}"] = _artifact(recipe, "answers", name, settings, inputs, scored.models)
+    return found
 
 
 def _fused(recipe: Recipe, distributions: dict[str, Artifact], models: dict[str, ModelFiles]) -> dict[str, Artifact]:
-    names = [source.name for source in recipe.sources]
-    groups = {"multi": names} if recipe.fused.mode == "multi" else {name: [name] for name in names}
+    fused = {}
+    for label, members in _groups(recipe).items():
+        inputs = {name: distributions[name] for name in ["pivot", *members]}
+        inputs["corpus"] = distributions["pivot"].inputs["corpus"]
+        used = {name: models[name] for name in ["pivot", *members]}
+        fused[label] = _artifact(recipe, "fused", label, _section(recipe.fused), inputs, used)
+    return fused
+
+
+def _fused_answers(
+    recipe: Recipe, answers: dict[str, Artifact], models: dict[str, ModelFiles]
+) -> dict[str, dict[str, Artifact]]:
+    """By fused set, what its sources answered. Its models number the choices as those of the set do."""
     return {
-        label: _artifact(
-            recipe,
-            "fused",
-            label,
-            _section(recipe.fused),
-            {name: distributions[name] for name in ["pivot", *members]}
-            | {"corpus": distributions["pivot"].inputs["corpus"]},
-            {name: models[name] for name in ["pivot", *members]},
-        )
-        for label, members in groups.items()
+        group: {
+            place: _artifact(
+                recipe,
+                "fused",
+                place,
+                _section(recipe.fused),
+                {"corpus": answers[place]} | {by: answers[f"{place}/{by}"] for by in ("pivot", name)},
+                {model: models[model] for model in ["pivot", *members]},
+            )
+            for place, name in ((f"answers/{name}", name) for name in members)
+            if place in answers
+        }
+        for group, members in _groups(recipe).items()
     }
 
 
 def _targets(
-    recipe: Recipe, fused: dict[str, Artifact], distributions: dict[str, Artifact], pivot: ModelFiles
+    recipe: Recipe,
+    fused: dict[str, Artifact],
+    answers: dict[str, dict[str, Artifact]],
+    distributions: dict[str, Artifact],
+    pivot: ModelFiles,
 ) -> dict[str, Artifact]:
     settings = _section(recipe.targets) | {"seed": recipe.seed}
     first = next(iter(fused.values()))
-    inputs = {name: {"fused": artifact} for name, artifact in fused.items()}
+    inputs = {name: {"fused": artifact} | answers[name] for name, artifact in fused.items()}
     inputs |= {name: {"fused": first, "pivot": distributions["pivot"]} for name in recipe.targets.controls}
     return {
         name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()
@@ -222,11 +278,11 @@ def _artifact(
     name: str,
     settings: dict[str, Any],
     inputs: dict[str, Artifact],
-    models: dict[str, ModelFiles],
+    models: Mapping[str, ModelFiles],
     contents: dict[str, str] | None = None,
 ) -> Artifact:
     # Absolute, for Ray Train's workers run in folders of their own.
-    folder = join(absolute(recipe.folder), f"{STAGES.index(stage) + 1}_{stage}", *([name] if name else []))
+    folder = join(absolute(recipe.folder), f"{_NUMBERS[stage]}_{stage}", *([name] if name else []))
     return Artifact(stage, name, folder, settings, inputs, models, contents or {})
 
 

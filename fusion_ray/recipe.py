@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from fusion_ray.answers import Answers
 from fusion_ray.errors import RecipeError
 from fusion_ray.evaluation import Evaluate, Judge
 from fusion_ray.merge_methods import AnyMethod, RescaledSum
@@ -236,6 +237,7 @@ class Recipe(Section):
     sources: tuple[Source, ...] = Field(min_length=1)
     corpus: Corpus
     distributions: Distributions = Distributions()
+    answers: Answers | None = None
     fused: Fused = Fused()
     targets: Targets = Targets()
     merged: Merged = Merged()
@@ -246,7 +248,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]
-        taken = {"pivot", "merged", "multi", "sft", "self", "shuffled"}
+        taken = {"pivot", "merged", "multi", "sft", "self", "shuffled", "answers"}
         for name in names:
             if name in taken or names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")

@@ -55,6 +55,7 @@ def make_report(heldout: HeldOut | None = None) -> dict[str, Any]:
         "training": {"math": [{"step": 0, "gold": 1.0}, {"step": 1, "gold": 0.5, "bits_per_byte": 2.0}]},
         "versions": {"fusion_ray": "0"}, "scored_with": {"kind": "transformers"},
         "chosen": {"math": {EVIL: {"rows": {"pivot": 1, "math": 2}, "positions": {"pivot": 5, "math": 9}}}},
+        "answers": {"math": {"asked": 5, "unfinished": 1, "empty": 0, "unaskable": 0, "taught": 4}},
         "samples": [_sample()], "views": [_view()],
         "judge": _judge(), "benchmarks": _benchmarks(),
         "merge_weights": weights_by_part({"method": "varm", "tensors": {"model.layers.0.mlp.up.weight": {EVIL: 1.0}}}),

@@ -111,7 +111,7 @@ class Fuser:
 
         Args:
             chats: The corpus shard.
-            scored: The same shard's distributions by model.
+            scored: The same shard's distributions by model; a source that is left out does not teach.
 
         Raises:
             StaleArtifactError: The shards do not hold the same rows.
@@ -120,18 +120,36 @@ class Fuser:
         usable = np.flatnonzero([reason is None for reason in reasons])
         models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
         pivot = models[self.pivot]
-        projections = [self.project(name, pivot, models[name]) for name in self.sources]
-        for name, projection in zip(self.sources, projections, strict=True):
+        projections = {name: self.project(name, pivot, models[name]) for name in self.sources if name in models}
+        for name, projection in projections.items():
             for turn, problem in projection.problems.items():
                 row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
                 reasons[usable[row]] = f"{name}: {problem}"
         scores_MN = self._score(pivot, models, projections, len(usable))
         for row in np.flatnonzero(~has_score(scores_MN)):
             reasons[usable[row]] = reasons[usable[row]] or "no model scored it"
-        fused, chosen_T = self._choose(pivot, projections, np.where(has_score(scores_MN), scores_MN, 0.0))
-        rows = _emit(scored[self.pivot].take(usable), pivot, fused, chosen_T, scores_MN)
+        choosing_MN = np.where(has_score(scores_MN), scores_MN, 0.0)
+        fused, chosen_T = self._choose(pivot, list(projections.values()), choosing_MN)
+        numbered = self._number(list(projections), chosen_T, scores_MN)
+        rows = _emit(scored[self.pivot].take(usable), pivot, fused, *numbered)
         table = _place(chats, reasons, usable, rows)
         return FusedShard(table, self._facts(table, projections))
+
+    def fuse_answers(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
+        """Fuse one shard of what a source answered; see `fuse`. A row that it does not teach has a reason.
+
+        The answer is not the corpus's: where its author does not teach it there is nothing to learn from it.
+
+        Args:
+            chats: The shard of its answers.
+            scored: The same shard's distributions by the pivot and the source.
+        """
+        table, facts = self.fuse(chats, scored)
+        rows = table.to_pylist()
+        for number, row in enumerate(rows):
+            if row["reason"] is None and max(row["chosen"]) <= 0:
+                rows[number] = {name: row[name] for name in ("id", "domain")} | {"reason": "the pivot fits it better"}
+        return FusedShard(pa.Table.from_pylist(rows, schema=FUSED_SCHEMA), facts | {"rejected": {}})
 
     def count_pairs(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, PairCounts]:
         """Count which tokens of the pivot and of each source are aligned in a shard, for `ms`; counts add up."""
@@ -181,15 +199,15 @@ class Fuser:
         return self.tables[key]
 
     def _score(
-        self, pivot: Scored, models: Mapping[str, Scored], projections: list[Projection], n_rows: int
+        self, pivot: Scored, models: Mapping[str, Scored], projections: Mapping[str, Projection], n_rows: int
     ) -> np.ndarray:
         """What each model gives each row, over the bytes that all of them cover: bits per byte, or nats per token."""
-        joint_T = np.logical_and.reduce([projection.covered_T for projection in projections])
+        joint_T = np.logical_and.reduce([projection.covered_T for projection in projections.values()])
         bytes_N = np.bincount(pivot.row_T[joint_T], pivot.bytes_T[joint_T], n_rows)
         nll_N = np.bincount(pivot.row_T[joint_T], -pivot.topk.real_logprobs_T[joint_T].astype(np.float64), n_rows)
         tokens_N = np.bincount(pivot.row_T[joint_T], minlength=n_rows)
         scores = [self._per_unit(nll_N, bytes_N, tokens_N)]
-        for name, projection in zip(self.sources, projections, strict=True):
+        for name, projection in projections.items():
             whole_G = np.ones(len(projection.groups), dtype=bool)
             whole_G[projection.group_T[~joint_T & projection.covered_T]] = False
             whole_G &= np.bincount(projection.group_T[projection.covered_T], minlength=len(whole_G)) > 0
@@ -225,10 +243,19 @@ class Fuser:
         gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
         return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
 
-    def _facts(self, table: pa.Table, projections: list[Projection]) -> dict[str, Any]:
+    def _number(
+        self, taught_by: list[str], chosen_T: np.ndarray, scores_MN: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Choices and scores of the pivot and some sources as choices and scores of all; NaN is no score."""
+        places_M = np.array([0, *(1 + self.sources.index(name) for name in taught_by)], dtype=np.int8)
+        all_MN = np.full((1 + len(self.sources), scores_MN.shape[1]), np.nan, dtype=np.float32)
+        all_MN[places_M] = scores_MN
+        return np.where(chosen_T == GOLD, chosen_T, places_M[chosen_T]), all_MN
+
+    def _facts(self, table: pa.Table, projections: Mapping[str, Projection]) -> dict[str, Any]:
         alignment = {
             name: {**projection.counts, "violation_nats": projection.violation_nats}
-            for name, projection in zip(self.sources, projections, strict=True)
+            for name, projection in projections.items()
         }
         names = {GOLD: "gold"} | dict(enumerate([self.pivot, *self.sources]))
         positions: dict[str, Counter[str]] = {}

@@ -14,6 +14,7 @@ from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest
 
 # --- stated rates ------------------------------------------------------------------------------------------------
 SCORING_SHARE_OF_PEAK = 0.25  # Of a GPU's peak: prefill with the log-probabilities of every position.
+WRITING_SHARE_OF_PEAK = 0.03  # Of a GPU's peak: decoding is bound by memory, some hundred sequences at a time.
 TRAINING_SHARE_OF_PEAK = 0.35  # Of a GPU's peak: packed rows, ZeRO over NVLink.
 CPU_FLOPS = 90e9  # Of one core: SmolLM2-135M in bfloat16 scores 450-1,000 tokens/s on two cores.
 ROWS_PER_S = 2_000  # Corpus, one core: parse, hash, write.
@@ -91,6 +92,10 @@ class _Costing:
         self.cluster = cluster
         self.heldout = recipe.corpus.heldout
         self.fused_share = 1.0 - recipe.corpus.heldout
+        self.train_share = 1.0 - recipe.corpus.heldout - recipe.corpus.validation
+        # Models win equally often, as far as a plan can know.
+        rivals = len(recipe.sources) + 1 if recipe.fused.mode == "multi" else 2
+        self.answers_per_chat = recipe.answers.per_chat / rivals if recipe.answers else 0.0
 
     def done(self, artifact: Artifact) -> Cost:
         return Cost(artifact.stage, str(artifact), 0, 0.0, 0.0, 0.0, 0.0, "done")
@@ -99,6 +104,7 @@ class _Costing:
         found = {
             "corpus": self._corpus,
             "distributions": self._distributions,
+            "answers": self._answers,
             "fused": self._fused,
             "targets": self._targets,
             "merged": self._merged,
@@ -120,12 +126,22 @@ class _Costing:
         return Cost("corpus", str(artifact), rows, 0.0, self.corpus.tokens * 2, rows / ROWS_PER_S, 0.0, "stated")
 
     def _distributions(self, artifact: Artifact) -> Cost:
-        tokens = self.corpus.tokens
+        answers = artifact.inputs["corpus"].stage == "answers"
+        share = self.train_share * self.answers_per_chat if answers else 1.0
+        tokens = self.corpus.tokens * share
         written = tokens * (4 + ANSWER_SHARE * bytes_per_answer_token(self.recipe))
-        wall = self._scoring_s(tokens, self.models[artifact.name], artifact.name)
+        wall = self._scoring_s(tokens, self.models[artifact.model], artifact.model)
         gpus = self._scoring_gpus()
         rate = "stated" if wall is not None else "size unknown"
-        return Cost("distributions", str(artifact), self.corpus.rows, tokens, written, wall, gpus, rate)
+        return Cost("distributions", str(artifact), int(self.corpus.rows * share), tokens, written, wall, gpus, rate)
+
+    def _answers(self, artifact: Artifact) -> Cost:
+        share = self.train_share * self.answers_per_chat
+        rows, tokens = int(self.corpus.rows * share), self.corpus.tokens * share * ANSWER_SHARE
+        slower = SCORING_SHARE_OF_PEAK / WRITING_SHARE_OF_PEAK
+        wall = self._scoring_s(tokens * slower, self.models[artifact.name], artifact.name)
+        written, rate = self.corpus.tokens * share * 2, "stated" if wall is not None else "size unknown"
+        return Cost("answers", str(artifact), rows, tokens, written, wall, self._scoring_gpus(), rate)
 
     def _scoring_gpus(self) -> float:
         settings = self.recipe.distributions
@@ -148,17 +164,20 @@ class _Costing:
         return START_S / 6 + work / (cores * CPU_FLOPS)
 
     def _fused(self, artifact: Artifact) -> Cost:
-        rows = int(self.corpus.rows * self.fused_share)
-        positions = self.corpus.tokens * self.fused_share * ANSWER_SHARE
+        answers = artifact.inputs["corpus"].stage == "answers"
+        share = self.train_share * self.answers_per_chat if answers else self.fused_share
+        rows = int(self.corpus.rows * share)
+        positions = self.corpus.tokens * share * ANSWER_SHARE
         k = self.recipe.fused.top_k or self.recipe.distributions.top_k
-        written = self.corpus.tokens * self.fused_share * 4 + positions * (8 + 3.5 * k)
+        written = self.corpus.tokens * share * 4 + positions * (8 + 3.5 * k)
         cores = max(1, self.cluster.cpus // max(1, self.recipe.fused.cpus_per_task))
-        wall = positions * (len(artifact.models) - 1) / (POSITIONS_PER_S * cores)
+        wall = positions * (len(artifact.inputs) - 2) / (POSITIONS_PER_S * cores)  # All but corpus and pivot.
         return Cost("fused", str(artifact), rows, positions, written, wall, 0.0, "stated")
 
     def _targets(self, artifact: Artifact) -> Cost:
         settings, size = self.recipe.targets, self.models["pivot"]
-        share = 1.0 - self.recipe.corpus.heldout - self.recipe.corpus.validation
+        answering = sum(made.name.startswith("answers/") for made in artifact.inputs.values())
+        share = self.train_share * (1.0 + self.answers_per_chat * answering)
         rows, tokens = int(self.corpus.rows * share), self.corpus.tokens * share * settings.epochs
         gpus = settings.workers * settings.gpus_per_worker
         if size is None:

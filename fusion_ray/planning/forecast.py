@@ -79,6 +79,7 @@ def forecast(
     costs = estimate_costs(recipe, statuses, corpus, models, cluster)
     together = {
         "distributions": distributions_side_by_side(recipe, cluster),
+        "answers": distributions_side_by_side(recipe, cluster),
         "targets": targets_side_by_side(recipe, cluster),
     }
     problems = find_problems(recipe, corpus, models, costs, cluster)

@@ -58,7 +58,7 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
 
     Args:
         recipe: The run.
-        artifacts: The report's inputs by label.
+        artifacts: The report's inputs by label, in the order of the pipeline.
     """
     manifests = {label: read_manifest(artifact.folder) for label, artifact in artifacts.items()}
     return {
@@ -70,7 +70,7 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
             for name, model in recipe.models().items()
         },
         "remote_code": any(model.trust_remote_code for model in recipe.models().values()),
-        "stages": [describe_artifact(artifacts[label], manifests[label]) for label in _in_stage_order(artifacts)],
+        "stages": [describe_artifact(artifacts[label], manifests[label]) for label in artifacts],
         "alignment": {
             artifacts[label].name: dict(manifest.facts.get("alignment", {}))
             for label, manifest in manifests.items()
@@ -105,10 +105,6 @@ def hide_credentials(data: Any) -> Any:
     if isinstance(data, list):
         return [hide_credentials(item) for item in data]
     return data
-
-
-def _in_stage_order(artifacts: Mapping[str, Artifact]) -> list[str]:
-    return sorted(artifacts, key=lambda label: artifacts[label].folder)
 
 
 def read_curve(folder: str) -> list[dict[str, Any]]:

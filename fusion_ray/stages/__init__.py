@@ -1,1 +1,1 @@
-"""The six stages, one file each; no stage imports another."""
+"""The stages, one file each; no stage imports another."""

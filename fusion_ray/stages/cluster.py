@@ -124,6 +124,19 @@ def require(
     )
 
 
+def side_by_side(wanted: int, *, cpus: float, gpus: float) -> int:
+    """How many of the wanted actor pools fit at once, at least one.
+
+    Args:
+        wanted: How many there are to run.
+        cpus: CPUs of the smallest pool.
+        gpus: GPUs, likewise.
+    """
+    each = {"CPU": cpus, "GPU": gpus}
+    fits = [int(total(resource) // size) for resource, size in each.items() if size]
+    return max(1, min([wanted, *fits]))
+
+
 def label_selector(nodes: str | None) -> dict[str, str]:
     """What Ray calls a label selector, from a recipe's `nodes`; empty where any node will do.
 

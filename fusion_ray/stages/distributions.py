@@ -1,8 +1,9 @@
 """Stage `distributions`: every model, the pivot too, scores the corpus; top-k per answer position is kept.
 
-Reads:  the corpus shards.
+Reads:  the corpus shards; where sources answer anew, those of their answers.
 Writes: <model>/{train,validation,heldout}/ shards: tokens, answer spans, boundaries, top-k, the real token's
-        log-probability; <model>/MANIFEST.json.
+        log-probability; <model>/MANIFEST.json. The same of a source's answers, scored by it and by the pivot, in
+        answers/<source>/<model>/.
 
 A shard travels through Ray Data as one row: rendered by CPU tasks, scored by an actor that holds the model,
 written there under its final name. Shards that are on disk already are not scored again.
@@ -71,20 +72,16 @@ def build_distributions(
         count=settings.actors.min,
         wait_s=settings.wait_s,
     )
-    with ThreadPoolExecutor(_side_by_side(settings, len(artifacts))) as pool:
+    with ThreadPoolExecutor(_pools(settings, len(artifacts))) as pool:
         futures = [pool.submit(_build_one, recipe, artifact, tell, open_scorer) for artifact in artifacts]
         for future in futures:
             future.result()
 
 
-def _side_by_side(settings: Distributions, wanted: int) -> int:
-    """How many models fit at once, each with its smallest actor pool."""
-    fits = [wanted]
-    if settings.cpus_per_actor:
-        fits.append(int(cluster.total("CPU") // (settings.cpus_per_actor * settings.actors.min)))
-    if settings.gpus_per_actor:
-        fits.append(int(cluster.total("GPU") // (settings.gpus_per_actor * settings.actors.min)))
-    return max(1, min(fits))
+def _pools(settings: Distributions, wanted: int) -> int:
+    """How many models score at once."""
+    fewest = settings.actors.min
+    return cluster.side_by_side(wanted, cpus=settings.cpus_per_actor * fewest, gpus=settings.gpus_per_actor * fewest)
 
 
 def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: OpenScorer) -> None:
@@ -112,7 +109,9 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     meter.close()
     order = {shard.path: number for number, shard in enumerate(planned)}
     records.sort(key=lambda record: order[record.path])
-    rejected = settle_rejections(artifact, records, recipe.distributions.max_rejected)
+    # What a model wrote may not fit another one's template; such answers are only not learnt from.
+    cap = 1.0 if corpus.stage == "answers" else recipe.distributions.max_rejected
+    rejected = settle_rejections(artifact, records, cap)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
     forget_attempts(artifact.folder)
@@ -128,7 +127,7 @@ def _score_shards(
     settings = recipe.distributions
     render = _Render(recipe, artifact, todo)
     shards = cluster.numbers(len(todo))
-    pools = settings.cpus_per_actor * settings.actors.max * _side_by_side(settings, len(recipe.models()))
+    pools = settings.cpus_per_actor * settings.actors.max * _pools(settings, len(recipe.models()))
     if settings.gpus_per_actor and cluster.total("CPU") > pools:
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
     # Where actors take every CPU, rendering tasks would wait for ever; and actors that score on CPUs may come to take
@@ -151,7 +150,7 @@ class _Render:
     """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
 
     def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
-        self.model = recipe.models()[artifact.name]
+        self.model = recipe.models()[artifact.model]
         self.settings = recipe.distributions
         self.artifact = artifact
         self.todo = todo
@@ -186,7 +185,7 @@ class _Score:
         self.store = recipe.distributions.store
         self.scorer: Scorer | FusionRayError
         try:
-            model = recipe.models()[artifact.name]
+            model = recipe.models()[artifact.model]
             self.scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
         except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
             self.scorer = error

@@ -1,8 +1,10 @@
 """Stage `fused`: align each source's distributions to the pivot's tokens and choose who teaches (MinCE).
 
-Reads:  the corpus and the distributions of the pivot and of one source (all sources with `mode: multi`).
+Reads:  the corpus and the distributions of the pivot and of one source (all sources with `mode: multi`); where sources
+        answer anew, what each has answered, and its distributions.
 Writes: <source>/{train,validation}/ shards: the pivot's tokens and, at every answer position, the distribution that
-        teaches it and the model it comes from; <source>/MANIFEST.json with what alignment and choice measured.
+        teaches it and the model it comes from; <source>/MANIFEST.json with what alignment and choice measured. The same
+        of what a source answered in answers/<source>/.
 
 Shard i needs nothing but shard i of its inputs: one Ray Data task each, no shuffle and no join.
 """
@@ -28,7 +30,7 @@ from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
-from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ANSWERS, ShardRecord, find_shard, read_shard, write_shard
 
 _SPLITS = ("train", "validation")
 _COUNTED_SHARDS = 64
@@ -101,7 +103,8 @@ class _FuseShard:
     def __call__(self, path: str) -> dict[str, Any]:
         artifact, tables = self.shards.artifact, self.shards.read(path)
         fuser = _fuser(self.settings, tuple(self.shards.folders.items()), tuple(self.statistics.items()))
-        fused = fuser.fuse(tables.pop("corpus"), tables)
+        fuse = fuser.fuse_answers if artifact.name.startswith(f"{ANSWERS}/") else fuser.fuse
+        fused = fuse(tables.pop("corpus"), tables)
         return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
 
@@ -113,7 +116,7 @@ def _fuser(settings: Fused, folders: tuple[tuple[str, str], ...], statistics: tu
 def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
     """Statistics of each source over the train split, as references into Ray's object store."""
     task = ray.remote(num_cpus=settings.cpus_per_task)
-    sources = [name for name in shards.artifact.models if name != "pivot"]
+    sources = [name for name in shards.artifact.inputs if name not in ("corpus", "pivot")]
     if isinstance(settings.align, BytesAlign):
         if settings.align.inner_tail == "none":
             return {}

@@ -39,7 +39,7 @@ from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, 
 from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.models import trained_model
 from fusion_ray.storage.peak import take_peaks
-from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ANSWERS, ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
 
@@ -77,7 +77,9 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report = describe_run(recipe, artifact.inputs) | measure(heldout, recipe.report.bootstrap, recipe.seed)
     report["bootstrap"] = recipe.report.bootstrap
     report["scored_with"] = trained_engine(recipe).model_dump(mode="json")
-    report["chosen"] = _count_chosen(artifact)
+    chosen = _count_chosen(artifact)
+    report["chosen"] = {name: counts for name, counts in chosen.items() if not name.startswith(f"{ANSWERS}/")}
+    report["answers"] = _count_answers(artifact, chosen)
     report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
     entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
@@ -99,7 +101,7 @@ def _scored_before(artifact: Artifact) -> list[ScoredModel]:
     """The pivot and the sources: stage distributions has scored them."""
     found = []
     for label, scored in artifact.inputs.items():
-        if label.startswith("distributions/"):
+        if label.startswith("distributions/") and not scored.name.startswith(f"{ANSWERS}/"):
             records = tuple(read_manifest(scored.folder).shards_of(SPLIT))
             name = "pivot" if scored.name == "pivot" else f"source:{scored.name}"
             found.append(ScoredModel(name, scored, scored.folder, records))
@@ -206,12 +208,21 @@ def _count_chosen(artifact: Artifact) -> dict[str, Any]:
 
     def count(item: tuple[Artifact, ShardRecord]) -> dict[str, Any]:
         made, record = item
-        names = [name for name in made.inputs if name != "corpus"]
         table = read_shard(made.folder, record, columns=["domain", "chosen"])
-        return {"fused": made.name, "counts": count_choices(table, names)}
+        return {"fused": made.name, "counts": count_choices(table, list(made.models))}
 
     results = list(cluster.stream(items, count, cpus=1))
     return {made.name: sum_choices(r["counts"] for r in results if r["fused"] == made.name) for made in fused}
+
+
+def _count_answers(artifact: Artifact, chosen: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """By source, the answers that it was asked for anew, what became of them, and how many teach."""
+    answers = {made.name: made for made in artifact.inputs.values() if made.stage == "answers"}
+    return {
+        name: {**read_manifest(made.folder).facts["answers"]}
+        | {"taught": sum(counts["rows"].get(name, 0) for counts in chosen[f"{ANSWERS}/{name}"].values())}
+        for name, made in answers.items()
+    }
 
 
 def _merge_weights(merged: Artifact) -> dict[str, Any] | None:

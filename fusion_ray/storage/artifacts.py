@@ -39,7 +39,7 @@ class Artifact:
     """One folder that one stage makes.
 
     Attributes:
-        stage: One of the six stage words.
+        stage: One of the stage words.
         name: The model, source or target it is for; empty where the stage makes one artifact.
         folder: URI of the folder.
         settings: The part of the recipe that decides its content, as plain data.
@@ -55,6 +55,11 @@ class Artifact:
     inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
     models: Mapping[str, ModelFiles] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The model of the recipe that it is for: the last part of its name."""
+        return self.name.rpartition("/")[2]
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}" if self.name else self.stage

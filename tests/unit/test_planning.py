@@ -10,7 +10,13 @@ import pytest
 from toy_models import byte_level_tokenizer, save_toy
 
 from fusion_ray import pipeline
-from fusion_ray.planning.costs import SCORING_SHARE_OF_PEAK, START_S, TRAINING_SHARE_OF_PEAK
+from fusion_ray.planning.costs import (
+    SCORING_SHARE_OF_PEAK,
+    START_S,
+    TRAINING_SHARE_OF_PEAK,
+    WRITING_SHARE_OF_PEAK,
+    Cost,
+)
 from fusion_ray.planning.fit import find_problems, training_gib
 from fusion_ray.planning.forecast import Forecast, forecast
 from fusion_ray.planning.sizes import GPUS, Cluster, cluster_size
@@ -32,8 +38,10 @@ def fusechat(*overrides: str) -> Recipe:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_has_a_forecast_without_its_models(path: Path) -> None:
-    found = foresee(load_recipe(path, ("runs=/nonexistent/runs",)))
-    assert [stage.stage for stage in found.stages] == list(pipeline.STAGES)
+    recipe = load_recipe(path, ("runs=/nonexistent/runs",))
+    found = foresee(recipe)
+    wanted = [stage for stage in pipeline.STAGES if stage != "answers" or recipe.answers]
+    assert [stage.stage for stage in found.stages] == wanted
     assert found.wall_s is not None
     assert found.wall_s > 0
     assert not found.problems
@@ -52,6 +60,29 @@ def test_scoring_and_training_times_are_the_stated_arithmetic() -> None:
     assert target.wall_s == pytest.approx(START_S + work / (8 * 312e12 * TRAINING_SHARE_OF_PEAK))
     assert found.money == pytest.approx(2.0 * found.gpu_hours)
     assert found.gpu_hours == pytest.approx(sum(cost.gpu_hours or 0 for cost in found.costs))
+
+
+def test_answers_take_writing_scoring_fusing_and_training_by_the_stated_arithmetic() -> None:
+    def costs(*overrides: str) -> dict[str, Cost]:
+        found = foresee(fusechat(*overrides), rows=1000, tokens_per_row=500)
+        return {cost.artifact: cost for cost in found.costs}
+
+    plain, asked = costs(), costs("answers.per_chat=4")
+    for name in plain.keys() - {"targets/mixtral", "targets/solar", "merged", "report"}:
+        assert asked[name] == plain[name]
+    train = plain["targets/solar"].rows
+    rows = asked["answers/solar"].rows
+    assert rows == pytest.approx(train * 4 / 2, abs=1)
+    assert asked["targets/solar"].rows == pytest.approx(train + rows, abs=1)
+    assert asked["targets/sft"].rows == train
+    written = 2 * 12.9e9 * asked["answers/mixtral"].tokens
+    assert asked["answers/mixtral"].wall_s == pytest.approx(START_S + written / (8 * 312e12 * WRITING_SHARE_OF_PEAK))
+    for by in ("pivot", "solar"):
+        assert asked[f"distributions/answers/solar/{by}"].rows == rows
+    assert asked["fused/answers/solar"].rows == rows
+    multi = costs("answers.per_chat=4", "fused.mode=multi")
+    assert multi["answers/solar"].rows == pytest.approx(train * 4 / 3, abs=1)
+    assert multi["targets/multi"].rows == pytest.approx(train * (1 + 2 * 4 / 3), abs=1)
 
 
 def test_a_model_too_large_for_its_gpus_is_named_with_a_parallelism_that_fits() -> None:

@@ -1,0 +1,223 @@
+"""Answering anew: which chats, what is asked, what is drawn from the model, and what of it is kept."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from loopback import serving
+from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+
+from fusion_ray.algorithms.chat import choose_template
+from fusion_ray.answers import Answers
+from fusion_ray.engines.answering import answer_anew, best_known
+from fusion_ray.engines.fusing import Fuser
+from fusion_ray.engines.generator import TransformersGenerator, _drawing, make_generator
+from fusion_ray.engines.models import load_model
+from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
+from fusion_ray.engines.transformers import TransformersScorer
+from fusion_ray.errors import RecipeError
+from fusion_ray.recipe import Distributions, Fused, Model, OpenAIEngine, parse_recipe
+from fusion_ray.storage.chats import CORPUS_SCHEMA
+
+
+def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
+    """A distributions shard by the log-probabilities of its real tokens and its bytes; None is a rejected row."""
+    return pa.Table.from_pylist(
+        [
+            {"id": str(n), "reason": "no"}
+            if row is None
+            else {"id": str(n), "real_logprobs": row[0], "n_bytes": row[1]}
+            for n, row in enumerate(rows)
+        ],
+        schema=DISTRIBUTIONS_SCHEMA,
+    )
+
+
+def test_a_source_knows_best_what_it_alone_fits_best_byte_for_byte() -> None:
+    tables = {
+        "pivot": scored(([-4.0], 4), ([-1.0, -1.0], 4), ([-4.0], 4), None, ([float("nan")], 4), None),
+        "one": scored(([-3.0], 4), ([-1.0, -1.0], 4), ([-3.0], 4), ([-1.0], 4), ([-9.0], 4), None),
+        "two": scored(([-3.5], 4), ([-4.0], 4), ([-1.0, -1.0], 2), None, ([-9.0], 2), None),
+    }
+    assert best_known(tables, "one").tolist() == [0, 2, 3, 4]
+    assert best_known(tables, "two").tolist() == []
+    assert best_known(tables, "pivot").tolist() == [1]
+    assert best_known({"pivot": scored(), "one": scored()}, "one").tolist() == []
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_toy(tmp_path_factory.mktemp("answers") / "m", "llama", byte_level_tokenizer(), extra_rows=40)
+
+
+def draw(folder: str, prompts: list[list[int]], seeds: list[int], **more: Any) -> list[str | None]:
+    settings: dict[str, Any] = {"max_tokens": 1, "end_ids": [], "temperature": 1.0} | more
+    ids = [np.array(prompt, dtype=np.int32) for prompt in prompts]
+    return TransformersGenerator(folder, dtype="float32").sample(ids, seeds=seeds, **settings)
+
+
+def test_what_is_drawn_is_distributed_as_the_model_says_and_never_a_padding_row(folder: str) -> None:
+    generator, prompt, n = TransformersGenerator(folder, dtype="float32"), [3, 5, 7], 3000
+    drawn = generator._continue(  # type: ignore[attr-defined]
+        [np.array(prompt)] * n, 1, [], _drawing(0.5, list(range(n)), len(byte_level_tokenizer()))
+    )[:, 0]
+    size = len(byte_level_tokenizer())
+    with torch.no_grad():
+        logits = load_model(folder, "float32")(torch.tensor([prompt])).logits[0, -1]
+    assert len(logits) > size > drawn.max()
+    expected = torch.softmax(logits[:size] / 0.5, -1).double().numpy()
+    found = np.bincount(drawn, minlength=size) / n
+    spread = np.sqrt(expected * (1 - expected) / n)
+    assert np.abs(found - expected).max() < 5 * spread.max()
+    likely = expected > 20 / n
+    assert likely.sum() >= 3
+    assert np.all(np.abs(found - expected)[likely] < 5 * spread[likely])
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(folder: str) -> None:
+    prompts = [[3, 5, 7], [9, 2], [3, 5, 8], [4, 4, 4]]
+    everything = list(range(len(byte_level_tokenizer())))
+    alone = [draw(folder, [p], [s], max_tokens=6, end_ids=everything[5:9])[0] for s, p in enumerate(prompts)]
+    assert draw(folder, prompts, [0, 1, 2, 3], max_tokens=6, end_ids=everything[5:9]) == alone
+
+
+def test_an_answer_that_does_not_end_is_none_and_one_that_ends_stops_there(folder: str) -> None:
+    everything = list(range(len(byte_level_tokenizer())))
+    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3) == [None, None]
+    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == ["", ""]
+
+
+def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{"text": f"t{request['seed']}", "finish_reason": "stop" if request["seed"] else "length"}]}
+
+    with serving(answer=answer) as (url, asked):
+        generator = make_generator(OpenAIEngine(base_url=url), "")
+        texts = generator.sample(
+            [np.array([1]), np.array([2])], max_tokens=5, end_ids=[9], temperature=0.7, seeds=[0, 4]
+        )
+        generator.close()
+    assert texts == [None, "t4"]
+    assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}
+
+
+# --- what is asked and kept --------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A generator that says what it is told to, and remembers what it was asked."""
+
+    max_length: int | None = 200
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts, self.asked = list(texts), []  # type: ignore[var-annotated]
+
+    def sample(self, prompts: Any, **more: Any) -> list[str | None]:
+        self.asked.append((list(prompts), more))
+        return self.texts
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def test_one_answer_of_a_chat_is_given_anew_and_what_cannot_be_used_is_counted() -> None:
+    chats = [
+        {"id": "a", "domain": "x", "messages": [user("One?"), assistant("1"), user("Two?"), assistant("2")]},
+        {"id": "b", "domain": "y", "messages": [{"role": "text", "content": "plain"}]},
+        {"id": "c", "domain": "y", "messages": [user("o " * 400), assistant("1")]},
+        {"id": "d", "domain": "y", "messages": [assistant("I speak first")]},
+        {"id": "e", "domain": "y", "messages": [user("E?"), assistant("e")]},
+    ]
+    tokenizer, generator = byte_level_tokenizer(), Scripted(" new ", None, "  ", "again")
+    template = choose_template("native", tokenizer)
+    settings = Answers(per_chat=2, max_tokens=7, temperature=0.9)
+    rows, counts = answer_anew(chats, tokenizer, template, generator, settings, 0)  # type: ignore[arg-type]
+    assert counts == {"asked": 6, "unaskable": 2, "unfinished": 1, "empty": 1}
+    assert [(row["id"], row["domain"], row["messages"][-1]) for row in rows] == [
+        ("a#0", "x", assistant("new")),
+        ("e#1", "y", assistant("again")),
+    ]
+    assert rows[0]["messages"][:-1] in (chats[0]["messages"][:1], chats[0]["messages"][:3])
+    ((prompts, more),) = generator.asked
+    said = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in rows[0]["messages"][:-1])
+    assert tokenizer.decode(prompts[0]) == said + "<|im_start|>assistant\n"
+    assert len(set(more["seeds"])) == 4
+    assert (more["max_tokens"], more["temperature"]) == (7, 0.9)
+    assert more["end_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    others = answer_anew(chats, tokenizer, template, again := Scripted(*generator.texts), settings, 1)  # type: ignore[arg-type]
+    assert again.asked[0][1]["seeds"] != more["seeds"] and others[1] == counts
+
+
+def test_nothing_to_answer_asks_the_model_nothing() -> None:
+    tokenizer, generator = byte_level_tokenizer(), Scripted()
+    rows, counts = answer_anew([], tokenizer, choose_template("native", tokenizer), generator, Answers(), 0)  # type: ignore[arg-type]
+    assert (rows, sum(counts.values()), generator.asked) == ([], 0, [])
+
+
+# --- fused, and the recipe ---------------------------------------------------------------------------------------
+
+
+def test_an_answer_s_row_has_its_author_s_number_or_a_reason(tmp_path: Path) -> None:
+    folders = {
+        "pivot": save_toy(tmp_path / "pivot", "llama", sentencepiece_tokenizer()),
+        "other": save_toy(tmp_path / "other", "qwen2", byte_level_tokenizer()),
+        "author": save_toy(tmp_path / "author", "gpt_neox", byte_level_tokenizer()),
+    }
+    texts = ("The answer is 42.", "def f(x):\n    return x + 1", "漢字 🎉", "no", "It was a dark night. " * 4)
+    rows = [
+        {"id": f"{n}#0", "domain": "d", "messages": [user("Say it."), assistant(text)], "reason": None}
+        for n, text in enumerate(texts)
+    ]
+    chats = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
+    tables = {}
+    for name in ("pivot", "author"):
+        tokenizer, settings = open_reader(Model(model=folders[name]), Distributions(), folders[name])
+        scorer = TransformersScorer(folders[name], 5, dtype="float32")
+        tables[name] = score_rows(render_rows(chats, tokenizer, settings), scorer)
+    unlikely = tables["author"]["real_logprobs"].to_pylist()
+    unlikely[0] = [value - 50 for value in unlikely[0]]
+    place = DISTRIBUTIONS_SCHEMA.get_field_index("real_logprobs")
+    tables["author"] = tables["author"].set_column(
+        place, "real_logprobs", pa.array(unlikely, DISTRIBUTIONS_SCHEMA.field(place).type)
+    )
+    fuser = Fuser(Fused(), folders)
+    table, facts = fuser.fuse_answers(chats, tables)
+    found = table.to_pylist()
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert facts["rejected"] == {}
+    rates = [(row["bits_per_byte"] or [0, 0, 1])[0::2] for row in fuser.fuse(chats, tables).table.to_pylist()]
+    assert {rate[0] > rate[1] for rate in rates} == {True, False}
+    for row, (pivot, author) in zip(found, rates, strict=True):
+        if pivot <= author:
+            assert row["reason"] == "the pivot fits it better" and row["chosen"] is None
+        else:
+            assert row["reason"] is None and set(row["chosen"]) <= {2, -1} and 2 in row["chosen"]
+            assert np.isnan(row["bits_per_byte"][1])
+    empty, _ = fuser.fuse_answers(chats.slice(0, 0), {name: table.slice(0, 0) for name, table in tables.items()})
+    assert empty.schema == table.schema and len(empty) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"answers": {"per_chats": 2}}, "did you mean 'per_chat'"),
+        ({"answers": {"temperature": 0}}, "greater than 0"),
+        ({"sources": [{"name": "answers", "model": "m"}]}, "the name 'answers' is taken"),
+    ],
+)
+def test_a_wrong_recipe_says_what_is_wrong(change: dict[str, Any], expected: str) -> None:
+    data = {"name": "x", "pivot": {"model": "p"}, "sources": [{"name": "s", "model": "m"}], "corpus": {"path": "c"}}
+    assert parse_recipe(data | {"answers": {}}).answers == Answers()
+    with pytest.raises(RecipeError, match=expected):
+        parse_recipe(data | change)
