@@ -15,6 +15,7 @@ FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
 MULTI: Arm = {"fused.mode": "multi"}
 LONG: Arm = MULTI | {"targets.epochs": 20}
+ASKED = {n: {"answers.per_chat": n, "answers.max_tokens": 192} for n in (1, 2, 4)}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 
 TABLES: dict[str, dict[str, Arm]] = {
@@ -39,6 +40,19 @@ TABLES: dict[str, dict[str, Arm]] = {
         "a target for each source, merged": MAIN,
         "one target of all sources": MULTI,
     },
+    # How many answers each source gives anew to each of the chats that it knows best.
+    "answers": {"0": MULTI, **{f"{n}": MULTI | asked for n, asked in ASKED.items()}},
+    "answered": {
+        "none": MULTI,
+        "4 to a chat": MULTI | ASKED[4],
+        "4 to a chat, 15 epochs": MULTI | ASKED[4] | {"targets.epochs": 15},
+    },
+    "answers_as_gold": {
+        "4 to a chat": MULTI | ASKED[4],
+        "4 to a chat, as gold (lambda 1)": MULTI | ASKED[4] | {"targets.lambda_": 1.0},
+    },
+    "answers_one_vocabulary": {"all different": MULTI | ASKED[4], "one": MULTI | ASKED[4] | ONE},
+    "answers_merged": {"none": MAIN, "2 to a chat": MAIN | ASKED[2]},
     "loss": {
         "cross-entropy, tail bucket": MULTI,
         "kl": MULTI | {"targets.divergence": "kl"},

@@ -89,6 +89,7 @@ Rows = list[tuple[str, Effect]]
 CURVES = {
     "lambda": "lambda: weight of gold",
     "epochs": "epochs",
+    "answers": "answers to each chat",
     "rows": "chats of each domain to learn from",
     "strength": "tokens the sources are trained on, times the demo's",
 }

@@ -97,7 +97,7 @@ def is_done(recipe: Recipe) -> bool:
 def take_over(recipe: Recipe, runs: Path) -> None:
     """Link what other trials made with the same fingerprint; the report's scored shards carry theirs themselves."""
     made = {json.loads(path.read_text())["fingerprint"]: path.parent for path in runs.glob("*/[1-5]_*/MANIFEST.json")}
-    nested = runs.glob("*/[1-5]_*/*/MANIFEST.json")
+    nested = runs.glob("*/[1-5]_*/*/**/MANIFEST.json")
     made |= {json.loads(path.read_text())["fingerprint"]: path.parent for path in nested}
     for artifact in graph(recipe):
         found, target = made.get(artifact.fingerprint), Path(artifact.folder)
