@@ -1,6 +1,7 @@
 """The base of every part of the recipe."""
 
 import difflib
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,6 +16,10 @@ class Section(BaseModel):
     """A part of the recipe: unchangeable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __hash__(self) -> int:
+        """By content: the options that go to another library as they are have no hash of their own."""
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     @model_validator(mode="before")
     @classmethod

@@ -124,3 +124,12 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     assert load_recipe(path) == recipe
     path.write_text(yaml.safe_dump(SMALL))
     assert load_recipe(path) == parse_recipe(SMALL)
+
+
+def test_every_section_has_a_hash_options_for_other_libraries_too() -> None:
+    one, other = (
+        parse_recipe(SMALL | {"distributions": {"engine": {"kind": "vllm", "options": options}}})
+        for options in ({"seed": 1, "dtype": "auto"}, {"dtype": "auto", "seed": 1})
+    )
+    assert one == other and hash(one) == hash(other)
+    assert hash(one.distributions.engine) != hash(parse_recipe(SMALL).distributions.engine)
