@@ -46,9 +46,9 @@ def _chat(row: int) -> dict[str, object]:
     return {"id": f"row-{row}", "domain": "<b>sums</b>" if row % 2 else "code", "messages": messages}
 
 
-def make_run(folder: Path) -> Recipe:
+def make_run(folder: Path, **more: Any) -> Recipe:
     """Everything that the stage report reads."""
-    recipe = make_recipe(folder)
+    recipe = make_recipe(folder, **more)
     pipeline.run(recipe, until="distributions")
     for artifact in pipeline.graph(recipe):
         match artifact.stage:

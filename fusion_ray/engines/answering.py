@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from fusion_ray.algorithms.chat import Template, render_all
 from fusion_ray.algorithms.chat.rendered import Rendered
+from fusion_ray.algorithms.fuse.choose import has_score, pick_mince
 from fusion_ray.engines.generator import Generator
 from fusion_ray.engines.scoring import flat_values
 from fusion_ray.errors import FusionRayError
@@ -109,9 +110,6 @@ def best_known(scored: Mapping[str, pa.Table], source: str) -> np.ndarray:
         scored: The same shard's distributions by model, the pivot's first; n_bytes, real_logprobs and reason are read.
         source: One of the models.
     """
-    # Not before an engine has started: this brings numba, and vLLM's start fails over numba's loaded library.
-    from fusion_ray.algorithms.fuse.choose import has_score, pick_mince
-
     scores_MN = np.array([_bits_per_byte(table) for table in scored.values()], dtype=np.float32)
     known_N = has_score(scores_MN)
     best_N = pick_mince(np.where(known_N, scores_MN, 0.0))

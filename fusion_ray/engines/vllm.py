@@ -1,6 +1,7 @@
 """vLLM, the production engine. Scores by prompt log-probabilities, with one sampled token lost; writes answers."""
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -265,6 +266,7 @@ def _prepare(settings: dict[str, Any], threads: int | None) -> dict[str, Any]:
     """Set this process's environment for vLLM, and the settings that a machine without a GPU needs."""
     import torch
 
+    _calm_llvmlite()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if torch.cuda.is_available():
@@ -274,6 +276,18 @@ def _prepare(settings: dict[str, Any], threads: int | None) -> dict[str, Any]:
     if threads is not None:
         torch.set_num_threads(threads)
     return settings | {"enforce_eager": True}
+
+
+def _calm_llvmlite() -> None:
+    """Let vLLM start where numba is loaded.
+
+    As it starts, vLLM looks into every object of every loaded module that has a `__dict__`. llvmlite's handle of its
+    library has none, and takes the question for a function of that name.
+    """
+    binding = sys.modules.get("llvmlite.binding.ffi")
+    known = getattr(getattr(binding, "lib", None), "_fntab", None)
+    if isinstance(known, dict):
+        known["__dict__"] = {}
 
 
 def _start(settings: dict[str, Any], options: dict[str, Any], threads: int | None) -> Any:

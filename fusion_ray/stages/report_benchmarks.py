@@ -54,7 +54,9 @@ def run_benchmarks(
         )
         return {"label": entrant.label, "results": made}
 
-    results = cluster.stream(todo, run, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    results = cluster.stream(
+        todo, run, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
+    )
     for done, result in enumerate(results, start=1):
         label = result["label"]
         found[label] = result["results"]

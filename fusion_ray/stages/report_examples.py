@@ -61,7 +61,10 @@ def make_samples(
         return {"label": label, "texts": texts}
 
     found: dict[str, list[str]] = {}
-    for result in cluster.stream(list(models), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor):
+    results = cluster.stream(
+        list(models), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
+    )
+    for result in results:
         found[result["label"]] = result["texts"]
         tell(Progress("report", len(found), len(models) + 1, f"sample answers of {result['label']}"))
     return describe_samples(prompts, {label: found[label] for label in models}, heldout)

@@ -83,7 +83,9 @@ def _answer(
         generator.close()
         return {"label": entrant.label, "answers": made}
 
-    results = cluster.stream(todo, answer, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor)
+    results = cluster.stream(
+        todo, answer, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
+    )
     for done, result in enumerate(results, start=1):
         label = result["label"]
         found[label] = result["answers"]

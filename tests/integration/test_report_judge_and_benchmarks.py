@@ -25,8 +25,9 @@ MODELS = ["pivot", "source:math", "sft", "target:math", "merged"]
 FORM = {"structured_outputs": {"regex": r"(\[\[[ABC]\]\]) Rating: (\[\[[1-9]\]\])"}}
 
 
-def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(tmp_path: Path) -> None:
-    recipe = make_run(tmp_path)
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(tmp_path: Path, engine: str) -> None:
+    recipe = make_run(tmp_path, distributions={"top_k": 4, "engine": engine})
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Make it <b>bold</b>."]},
