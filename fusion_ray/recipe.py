@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from fusion_ray.answers import Answers
 from fusion_ray.errors import RecipeError
 from fusion_ray.evaluation import Evaluate, Judge
+from fusion_ray.fusion import Fused
 from fusion_ray.merge_methods import AnyMethod, RescaledSum
 from fusion_ray.section import Label, Name, Section, Share, choice_of
 from fusion_ray.training import Targets
@@ -147,53 +148,6 @@ class Distributions(Section):
     store: Store = CompactStore()
     max_rejected: Share = 0.01
     wait_s: float = Field(600, gt=0)
-
-
-class BytesAlign(Section):
-    """Exact alignment by byte offsets, in linear time (ours)."""
-
-    kind: Literal["bytes"] = "bytes"
-    inner_tail: Literal["unigram", "none"] = "unigram"
-
-
-class DtwAlign(Section):
-    """Dynamic time warping and a vocabulary map, as FuseLLM (em, mined) and FuseChat (ms) publish them."""
-
-    kind: Literal["em", "mined", "ms"]
-
-
-Align = Annotated[Annotated[BytesAlign | DtwAlign, Field(discriminator="kind")], choice_of("bytes")]
-
-
-class MinCE(Section):
-    """Take the model with the lowest nll of the answer; a tie goes to the pivot."""
-
-    kind: Literal["mince"] = "mince"
-    level: Literal["sequence", "token"] = "sequence"
-    unit: Literal["byte", "token"] = "byte"
-
-
-class AvgCE(Section):
-    """Mix the models with weights softmax(-bits_per_byte / tau)."""
-
-    kind: Literal["avgce"] = "avgce"
-    tau: float = Field(1.0, gt=0)
-    unit: Literal["byte", "token"] = "byte"
-
-
-Choose = Annotated[Annotated[MinCE | AvgCE, Field(discriminator="kind")], choice_of("mince")]
-
-
-class Fused(Section):
-    """How distributions are aligned and chosen."""
-
-    mode: Literal["pairwise", "multi"] = "pairwise"
-    align: Align = BytesAlign()
-    choose: Choose = MinCE()
-    pivot_wins: Literal["distil", "gold"] = "gold"
-    top_k: int | None = Field(None, ge=1, le=1024)
-    cpus_per_task: float = Field(1, gt=0)
-    max_rejected: Share = 0.01
 
 
 class Merged(Section):

@@ -44,7 +44,7 @@ distributions:
 fused:
   mode: pairwise  # one target for each source, then merged; multi: one target, taught by the best of all sources
   align: bytes
-  choose: {{kind: mince, level: sequence, unit: byte}}
+  choose: {{kind: mince, level: sequence, unit: byte, trust: fitted}}
   pivot_wins: gold  # where the pivot was better: plain fine-tuning; the paper's distil teaches its own distribution
 
 # One target per source. These are the paper's settings for 7B models; smaller models want a larger learning_rate.

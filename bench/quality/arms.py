@@ -29,13 +29,14 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     "choosing": {
         "MinCE by sequence, gold where the pivot wins": RECIPE,
-        "MinCE by token": {"fused.choose": {"kind": "mince", "level": "token"}},
-        "MinCE in nats a token": {"fused.choose": {"kind": "mince", "unit": "token"}},
+        "MinCE by token": {"fused.choose": {"kind": "mince", "level": "token", "trust": 1}},
+        "MinCE in nats a token": {"fused.choose": {"kind": "mince", "unit": "token", "trust": 1}},
         "AvgCE": {"fused.choose": {"kind": "avgce"}},
         "the pivot's own distribution where it wins": {"fused.pivot_wins": "distil"},
         "gate: online": {"targets.gate": "online"},
         "multi: one set from all sources": MULTI,
     },
+    "trust": {"1": MULTI, "fitted": MULTI | {"fused.choose": {"kind": "mince"}}},
     "multi": {
         "a target for each source, merged": MAIN,
         "one target of all sources": MULTI,

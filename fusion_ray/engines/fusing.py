@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fusion_ray.algorithms.align.answers import Answers, offsets_of
+from fusion_ray.algorithms.align.answers import offsets_of
 from fusion_ray.algorithms.align.bytes import Projection, project
 from fusion_ray.algorithms.align.dtw import count_pairs, project_dtw
 from fusion_ray.algorithms.align.projector import Projector, build_projector
@@ -21,11 +21,12 @@ from fusion_ray.algorithms.fuse.choose import (
     take,
     weigh_avgce,
 )
+from fusion_ray.algorithms.fuse.trust import believe, count_ratios
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer
-from fusion_ray.engines.scoring import answer_positions, flat_values, read_topk
+from fusion_ray.engines.scoring import Scored, read_scored
 from fusion_ray.errors import StaleArtifactError
-from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
+from fusion_ray.fusion import AvgCE, BytesAlign, Fused, MinCE
 
 GOLD = -1
 FUSED_SCHEMA = pa.schema(
@@ -52,32 +53,36 @@ class FusedShard(NamedTuple):
     facts: dict[str, Any]
 
 
-class Scored(NamedTuple):
-    """The usable rows of a model's shard, position by position.
-
-    Attributes:
-        answers: Its answer tokens.
-        topk: Its distributions at them.
-        row_T: Row of each position, counted among the usable ones.
-        bytes_T: Bytes that each answer token stands for.
-    """
-
-    answers: Answers
-    topk: TopK
-    row_T: np.ndarray
-    bytes_T: np.ndarray
-
-
 class Statistics(NamedTuple):
-    """What alignment needs to know of a source over the whole corpus.
+    """What is to be known of a source over the whole corpus.
 
     Attributes:
         counts_U: How often each source token occurs: shares out the tails inside groups (`bytes`).
         pairs: How often tokens of the two models were aligned (`ms`).
+        trust: How often it is right where it was chosen (`trust: fitted`).
     """
 
     counts_U: np.ndarray | None = None
     pairs: PairCounts | None = None
+    trust: float = 1.0
+
+
+class _Compared(NamedTuple):
+    """The usable rows of a shard, as the pivot and every source see them.
+
+    Attributes:
+        reasons: Why a row of the shard cannot be used, None where it can.
+        usable: The rows that models can be compared on.
+        pivot: The pivot's distributions at their answers.
+        projections: Those of each source, over the pivot's tokens.
+        scores_MN: What each model gives each usable row, the pivot's first.
+    """
+
+    reasons: list[str | None]
+    usable: np.ndarray
+    pivot: Scored
+    projections: dict[str, Projection]
+    scores_MN: np.ndarray
 
 
 class Tables(NamedTuple):
@@ -116,20 +121,8 @@ class Fuser:
         Raises:
             StaleArtifactError: The shards do not hold the same rows.
         """
-        reasons = _join_reasons(chats, scored)
-        usable = np.flatnonzero([reason is None for reason in reasons])
-        models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
-        pivot = models[self.pivot]
-        projections = {name: self.project(name, pivot, models[name]) for name in self.sources if name in models}
-        for name, projection in projections.items():
-            for turn, problem in projection.problems.items():
-                row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
-                reasons[usable[row]] = f"{name}: {problem}"
-        scores_MN = self._score(pivot, models, projections, len(usable))
-        for row in np.flatnonzero(~has_score(scores_MN)):
-            reasons[usable[row]] = reasons[usable[row]] or "no model scored it"
-        choosing_MN = np.where(has_score(scores_MN), scores_MN, 0.0)
-        fused, chosen_T = self._choose(pivot, list(projections.values()), choosing_MN)
+        reasons, usable, pivot, projections, scores_MN = compared = self._compare(chats, scored)
+        fused, chosen_T = self._choose(compared)
         numbered = self._number(list(projections), chosen_T, scores_MN)
         rows = _emit(scored[self.pivot].take(usable), pivot, fused, *numbered)
         table = _place(chats, reasons, usable, rows)
@@ -151,6 +144,18 @@ class Fuser:
                 rows[number] = {name: row[name] for name in ("id", "domain")} | {"reason": "the pivot fits it better"}
         return FusedShard(pa.Table.from_pylist(rows, schema=FUSED_SCHEMA), facts | {"rejected": {}})
 
+    def count_ratios(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+        """Compare each source with the pivot where it is chosen, for `trust: fitted`; counts add up over shards."""
+        compared = self._compare(chats, scored)
+        covered_MT, topks = self._candidates(compared)
+        chosen_T = self._pick(compared, covered_MT, topks)
+        real_MT = np.stack([topk.real_logprobs_T for topk in topks])
+        found = {}
+        for number, name in enumerate(compared.projections, start=1):
+            taught_T = (chosen_T == number) & covered_MT[number]
+            found[name] = count_ratios(real_MT[0, taught_T], real_MT[number, taught_T])
+        return found
+
     def count_pairs(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, PairCounts]:
         """Count which tokens of the pivot and of each source are aligned in a shard, for `ms`; counts add up."""
         usable = np.flatnonzero([reason is None for reason in _join_reasons(chats, scored)])
@@ -158,7 +163,7 @@ class Fuser:
         counts = {}
         for name in self.sources:
             ours, theirs = models[self.pivot].answers, models[name].answers
-            tables = self._tables(name, _end_of_turn(ours), _end_of_turn(theirs), "em")
+            tables = self._tables(name, ours.end_id, theirs.end_id, "em")
             assert tables.vocabulary_map
             counts[name] = count_pairs(ours, theirs, tables.vocabulary_map, tables.projector)
         return counts
@@ -185,7 +190,7 @@ class Fuser:
         """What alignment knows of the pivot's and this source's tokenizers, for turns that end as these do."""
         align = self.settings.align
         kind = None if isinstance(align, BytesAlign) else align.kind
-        return self._tables(name, _end_of_turn(pivot.answers), _end_of_turn(source.answers), kind)
+        return self._tables(name, pivot.answers.end_id, source.answers.end_id, kind)
 
     def _tables(self, name: str, pivot_end: int, source_end: int, kind: Kind | None) -> Tables:
         key = (name, pivot_end, source_end)
@@ -197,6 +202,21 @@ class Fuser:
             mapped = build_map(*pair, kind, pivot_end=ours, source_end=theirs, counts=known.pairs) if kind else None
             self.tables[key] = Tables(projector, mapped)
         return self.tables[key]
+
+    def _compare(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> _Compared:
+        reasons = _join_reasons(chats, scored)
+        usable = np.flatnonzero([reason is None for reason in reasons])
+        models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
+        pivot = models[self.pivot]
+        projections = {name: self.project(name, pivot, models[name]) for name in self.sources if name in models}
+        for name, projection in projections.items():
+            for turn, problem in projection.problems.items():
+                row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
+                reasons[usable[row]] = f"{name}: {problem}"
+        scores_MN = self._score(pivot, models, projections, len(usable))
+        for row in np.flatnonzero(~has_score(scores_MN)):
+            reasons[usable[row]] = reasons[usable[row]] or "no model scored it"
+        return _Compared(reasons, usable, pivot, projections, scores_MN)
 
     def _score(
         self, pivot: Scored, models: Mapping[str, Scored], projections: Mapping[str, Projection], n_rows: int
@@ -222,26 +242,51 @@ class Fuser:
         units_N = tokens_N if per_token else bytes_N * np.log(2.0)
         return np.divide(nll_N, units_N, out=np.full(len(nll_N), np.inf), where=units_N > 0)
 
-    def _choose(self, pivot: Scored, projections: list[Projection], scores_MN: np.ndarray) -> tuple[TopK, np.ndarray]:
+    def _candidates(self, compared: _Compared) -> tuple[np.ndarray, list[TopK]]:
+        """The distributions of all models at every position, and whether they have one; the pivot is row 0."""
+        projections = compared.projections.values()
+        every = [compared.pivot.topk, *(projection.topk for projection in projections)]
+        covered_MT = np.array([np.ones(len(every[0]), dtype=bool), *(p.covered_T for p in projections)])
+        return covered_MT, [_fit(topk, self._width(*every)) for topk in every]
+
+    def _pick(self, compared: _Compared, covered_MT: np.ndarray, topks: list[TopK]) -> np.ndarray:
+        """The model of each position by MinCE."""
+        assert isinstance(self.settings.choose, MinCE)
+        if self.settings.choose.level == "token":
+            real_MT = np.where(covered_MT, np.stack([topk.real_logprobs_T for topk in topks]), np.nan)
+            groups_T = joint_groups(np.array([p.group_T for p in compared.projections.values()]))
+            return pick_mince_groups(real_MT, groups_T)
+        return pick_mince(_any_score(compared.scores_MN))[compared.pivot.row_T]
+
+    def _choose(self, compared: _Compared) -> tuple[TopK, np.ndarray]:
         """The distribution that teaches each position, and its model: GOLD where none does."""
         choose = self.settings.choose
-        every = [pivot.topk, *(projection.topk for projection in projections)]
-        topks = [_fit(topk, self._width(*every)) for topk in every]
-        covered_MT = np.array([np.ones(len(pivot.topk), dtype=bool), *(p.covered_T for p in projections)])
+        covered_MT, topks = self._candidates(compared)
         if isinstance(choose, AvgCE):
-            weights_MN = weigh_avgce(scores_MN, choose.tau)
-            return mix(weights_MN[:, pivot.row_T], topks), weights_MN.argmax(axis=0)[pivot.row_T].astype(np.int8)
-        assert isinstance(choose, MinCE)
-        if choose.level == "token":
-            real_MT = np.where(covered_MT, np.stack([topk.real_logprobs_T for topk in topks]), np.nan)
-            groups_T = joint_groups(np.array([projection.group_T for projection in projections]))
-            chosen_T = pick_mince_groups(real_MT, groups_T)
-        else:
-            chosen_T = pick_mince(scores_MN)[pivot.row_T]
+            weights_MN = weigh_avgce(_any_score(compared.scores_MN), choose.tau)
+            row_T = compared.pivot.row_T
+            return mix(weights_MN[:, row_T], topks), weights_MN.argmax(axis=0)[row_T].astype(np.int8)
+        chosen_T = self._pick(compared, covered_MT, topks)
         covered_T = covered_MT[chosen_T, np.arange(len(chosen_T))]
-        fused = take(np.where(covered_T, chosen_T, 0), topks)
+        fused = self._believe(list(compared.projections), np.where(covered_T, chosen_T, 0), topks)
         gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
         return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
+
+    def _believe(self, names: list[str], chosen_T: np.ndarray, topks: list[TopK]) -> TopK:
+        """The chosen distributions, mixed with the pivot's as far as a source is not believed."""
+        taken, pivot = take(chosen_T, topks), topks[0]
+        trust_T = np.array([1.0, *(self.trust_in(name) for name in names)])[chosen_T]
+        if (trust_T == 1.0).all():
+            return taken
+        believed_T = believe(pivot.real_logprobs_T, taken.real_logprobs_T, trust_T)
+        return mix(np.stack([1.0 - believed_T, believed_T]), [pivot, taken])
+
+    def trust_in(self, name: str) -> float:
+        """How often this source is right where it is chosen; 1 where nothing is known."""
+        choose = self.settings.choose
+        if not isinstance(choose, MinCE):
+            return 1.0
+        return self.statistics.get(name, Statistics()).trust if choose.trust == "fitted" else choose.trust
 
     def _number(
         self, taught_by: list[str], chosen_T: np.ndarray, scores_MN: np.ndarray
@@ -254,7 +299,11 @@ class Fuser:
 
     def _facts(self, table: pa.Table, projections: Mapping[str, Projection]) -> dict[str, Any]:
         alignment = {
-            name: {**projection.counts, "violation_nats": projection.violation_nats}
+            name: {
+                **projection.counts,
+                "violation_nats": projection.violation_nats,
+                "trust": self.trust_in(name),
+            }
             for name, projection in projections.items()
         }
         names = {GOLD: "gold"} | dict(enumerate([self.pivot, *self.sources]))
@@ -284,31 +333,9 @@ def _join_reasons(chats: pa.Table, scored: Mapping[str, pa.Table]) -> list[str |
     return reasons
 
 
-def read_scored(table: pa.Table) -> Scored:
-    """The answers and distributions of a shard's rows, all of them usable."""
-    lengths = [sum(row) for row in table["turn_lengths"].to_pylist()]
-    turns = table["turn_lengths"].to_pylist()
-    spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)
-    ids = [np.asarray(row, dtype=np.int32)[answer_positions(starts, counts)] for row, starts, counts in spans]
-    boundaries_T = flat_values(table, "boundaries", np.int32)
-    answers = Answers(
-        ids_T=np.concatenate([*ids, np.zeros(0, dtype=np.int32)]),
-        boundaries_T=boundaries_T,
-        turn_offsets=offsets_of([count for row in turns for count in row]),
-        ended=flat_values(table, "turn_ended", bool),
-        row_offsets=offsets_of([len(row) for row in turns]),
-    )
-    row_T = np.repeat(np.arange(len(lengths)), lengths)
-    before_T = np.concatenate([[0], boundaries_T])[:-1]
-    starts = answers.turn_offsets[:-1]
-    before_T[starts[starts < len(before_T)]] = 0
-    return Scored(answers, read_topk(table), row_T, boundaries_T - before_T)
-
-
-def _end_of_turn(answers: Answers) -> int:
-    """The token that ends turns in this shard, -1 where no turn has ended."""
-    ends = answers.turn_offsets[1:][answers.ended]
-    return int(answers.ids_T[ends[0] - 1]) if len(ends) else -1
+def _any_score(scores_MN: np.ndarray) -> np.ndarray:
+    """Scores that can be compared in every row; those of rows that no model has scored do not matter."""
+    return np.where(has_score(scores_MN), scores_MN, 0.0)
 
 
 def _fit(topk: TopK, top_k: int) -> TopK:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from fusion_ray.algorithms.align.answers import Answers, offsets_of
 from fusion_ray.algorithms.chat import Rendered, Template, choose_template, cut, render_all
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer, longest_sequence, read_config
@@ -42,6 +43,22 @@ DISTRIBUTIONS_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+
+class Scored(NamedTuple):
+    """The usable rows of a model's shard, position by position.
+
+    Attributes:
+        answers: Its answer tokens.
+        topk: Its distributions at them.
+        row_T: Row of each position, counted among the usable ones.
+        bytes_T: Bytes that each answer token stands for.
+    """
+
+    answers: Answers
+    topk: TopK
+    row_T: np.ndarray
+    bytes_T: np.ndarray
 
 
 class RenderSettings(NamedTuple):
@@ -198,6 +215,27 @@ def read_topk(table: pa.Table) -> TopK:
     ids = flat_values(table, "topk_ids", np.int32)
     width = len(ids) // len(real_T) if len(real_T) else 1
     return TopK(ids.reshape(-1, width), flat_values(table, "topk_logprobs", np.float32).reshape(-1, width), real_T)
+
+
+def read_scored(table: pa.Table) -> Scored:
+    """The answers and distributions of a shard's rows, all of them usable."""
+    lengths = [sum(row) for row in table["turn_lengths"].to_pylist()]
+    turns = table["turn_lengths"].to_pylist()
+    spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)
+    ids = [np.asarray(row, dtype=np.int32)[answer_positions(starts, counts)] for row, starts, counts in spans]
+    boundaries_T = flat_values(table, "boundaries", np.int32)
+    answers = Answers(
+        ids_T=np.concatenate([*ids, np.zeros(0, dtype=np.int32)]),
+        boundaries_T=boundaries_T,
+        turn_offsets=offsets_of([count for row in turns for count in row]),
+        ended=flat_values(table, "turn_ended", bool),
+        row_offsets=offsets_of([len(row) for row in turns]),
+    )
+    row_T = np.repeat(np.arange(len(lengths)), lengths)
+    before_T = np.concatenate([[0], boundaries_T])[:-1]
+    starts = answers.turn_offsets[:-1]
+    before_T[starts[starts < len(before_T)]] = 0
+    return Scored(answers, read_topk(table), row_T, boundaries_T - before_T)
 
 
 def flat_values(table: pa.Table, column: str, dtype: Any) -> np.ndarray:

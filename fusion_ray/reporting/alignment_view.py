@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from fusion_ray.algorithms.align.groups import pair_turns
 from fusion_ray.algorithms.align.view import Entry, TokenView, ViewSide, view_turn
-from fusion_ray.engines.fusing import Fuser, read_scored
+from fusion_ray.engines.fusing import Fuser
+from fusion_ray.engines.scoring import read_scored
 
 _MOST_TOKENS = 160
 _ENTRIES = 6

@@ -143,6 +143,7 @@ def alignment_rows(alignment: Mapping[str, Mapping[str, Mapping[str, float]]]) -
         "mass lost in collisions": [_share(facts, "mass_collided", "transferred") for facts in found],
         "source's nll, nats": [f"{facts['source_nll']:,.0f}" for facts in found if "source_nll" in facts],
         "projected nll, nats": [f"{facts['projected_nll']:,.0f}" for facts in found if "projected_nll" in facts],
+        "trust in the source": [f"{facts['trust']:.3f}" for facts in found if "trust" in facts],
         "largest loss of a group, nats": [f"{f['violation_nats']:.1e}" for f in found if "violation_nats" in f],
     }
     return {measure: cells for measure, cells in rows.items() if len(cells) == len(found) and any(cells)}

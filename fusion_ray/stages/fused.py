@@ -22,10 +22,12 @@ import pyarrow as pa
 import ray
 
 from fusion_ray.algorithms.align.vocabulary_map import PairCounts
+from fusion_ray.algorithms.fuse.trust import fit_trust
 from fusion_ray.engines.fusing import Fuser, Statistics
 from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.fusion import BytesAlign, Fused, MinCE
 from fusion_ray.progress import Progress, Tell
-from fusion_ray.recipe import BytesAlign, Fused, Recipe
+from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
@@ -36,6 +38,7 @@ _SPLITS = ("train", "validation")
 _COUNTED_SHARDS = 64
 _CHUNK_SHARDS = 16
 _LOUD_VIOLATION_NATS = 1e-3
+_NOT_SUMMED = ("violation_nats", "trust")
 
 
 def build_fused(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
@@ -82,6 +85,7 @@ class _Shards:
             label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
         }
         self.train = [shard.path for shard in manifests["corpus"].shards_of("train")]
+        self.of_answers = artifact.name.startswith(f"{ANSWERS}/")
 
     def read(self, path: str, labels: Iterable[str] | None = None) -> dict[str, pa.Table]:
         inputs = self.artifact.inputs
@@ -103,7 +107,7 @@ class _FuseShard:
     def __call__(self, path: str) -> dict[str, Any]:
         artifact, tables = self.shards.artifact, self.shards.read(path)
         fuser = _fuser(self.settings, tuple(self.shards.folders.items()), tuple(self.statistics.items()))
-        fuse = fuser.fuse_answers if artifact.name.startswith(f"{ANSWERS}/") else fuser.fuse
+        fuse = fuser.fuse_answers if self.shards.of_answers else fuser.fuse
         fused = fuse(tables.pop("corpus"), tables)
         return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
@@ -117,17 +121,24 @@ def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
     """Statistics of each source over the train split, as references into Ray's object store."""
     task = ray.remote(num_cpus=settings.cpus_per_task)
     sources = [name for name in shards.artifact.inputs if name not in ("corpus", "pivot")]
+    # An estimate is enough for shares of tails and for trust.
+    sample = shards.train[:: max(1, len(shards.train) // _COUNTED_SHARDS)][:_COUNTED_SHARDS]
+    known: dict[str, Any] = {}
     if isinstance(settings.align, BytesAlign):
-        if settings.align.inner_tail == "none":
-            return {}
-        # An estimate is enough: it only shares out the tails inside groups.
-        sample = shards.train[:: max(1, len(shards.train) // _COUNTED_SHARDS)][:_COUNTED_SHARDS]
-        return {name: task(_count_tokens).remote(shards, name, sample) for name in sources}
-    if settings.align.kind != "ms":
-        return {}
-    chunks = [shards.train[start : start + _CHUNK_SHARDS] for start in range(0, len(shards.train), _CHUNK_SHARDS)]
-    counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in chunks]
-    return {name: task(_sum_pairs).remote(name, *counted) for name in sources}
+        if settings.align.inner_tail == "unigram":
+            known = {name: task(_count_tokens).remote(shards, name, sample) for name in sources}
+    elif settings.align.kind == "ms":
+        counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in _chunks(shards.train)]
+        known = {name: task(_sum_pairs).remote(name, *counted) for name in sources}
+    if shards.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
+        return known  # Of its own answers a source is the only one who can be right.
+    given = [part for name, statistics in known.items() for part in (name, statistics)]
+    ratios = [task(_count_ratios).remote(settings, shards, chunk, *given) for chunk in _chunks(sample)]
+    return {name: task(_fit_trust).remote(name, known.get(name, Statistics()), *ratios) for name in sources}
+
+
+def _chunks(paths: list[str]) -> list[list[str]]:
+    return [paths[start : start + _CHUNK_SHARDS] for start in range(0, len(paths), _CHUNK_SHARDS)]
 
 
 def _count_tokens(shards: _Shards, name: str, paths: list[str]) -> Statistics:
@@ -152,6 +163,21 @@ def _sum_pairs(name: str, *chunks: dict[str, PairCounts]) -> Statistics:
     return Statistics(pairs=reduce(operator.add, (chunk[name] for chunk in chunks)))
 
 
+def _count_ratios(settings: Fused, shards: _Shards, paths: list[str], *given: Any) -> dict[str, np.ndarray]:
+    """As many counts as there are sources; `given` are names and statistics in turn, for Ray looks no deeper."""
+    fuser = Fuser(settings, shards.folders, dict(zip(given[::2], given[1::2], strict=True)))
+    total: dict[str, np.ndarray] = {}
+    for path in paths:
+        tables = shards.read(path)
+        for name, counts_H in fuser.count_ratios(tables.pop("corpus"), tables).items():
+            total[name] = total[name] + counts_H if name in total else counts_H
+    return total
+
+
+def _fit_trust(name: str, known: Statistics, *chunks: dict[str, np.ndarray]) -> Statistics:
+    return known._replace(trust=fit_trust(reduce(operator.add, (chunk[name] for chunk in chunks))))
+
+
 def _sum_facts(records: list[ShardRecord]) -> dict[str, Any]:
     """Totals over shards: alignment by source, choice by domain."""
     alignment: dict[str, dict[str, float]] = {}
@@ -160,7 +186,7 @@ def _sum_facts(records: list[ShardRecord]) -> dict[str, Any]:
         for source, counts in record.facts["alignment"].items():
             total = alignment.setdefault(source, dict.fromkeys(counts, 0.0))
             for key, value in counts.items():
-                total[key] = max(total[key], value) if key == "violation_nats" else total[key] + value
+                total[key] = max(total[key], value) if key in _NOT_SUMMED else total[key] + value
         for domain, choices in record.facts["chosen"].items():
             chosen.setdefault(domain, Counter()).update(choices)
     return {"alignment": alignment, "chosen": {domain: dict(counts) for domain, counts in chosen.items()}}

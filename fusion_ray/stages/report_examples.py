@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from fusion_ray.engines.fusing import Fuser, Statistics
 from fusion_ray.engines.generator import TransformersGenerator
+from fusion_ray.fusion import DtwAlign
 from fusion_ray.progress import Progress, Tell
-from fusion_ray.recipe import DtwAlign, Recipe
+from fusion_ray.recipe import Recipe
 from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.reporting.heldout import HeldOut
 from fusion_ray.reporting.numbers import derive_seed

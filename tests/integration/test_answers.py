@@ -93,6 +93,20 @@ def test_targets_learn_from_the_answers_and_controls_do_not(finished: Recipe) ->
     assert read_manifest(made["targets/sft"].folder).facts["rows"] == gold
 
 
+def test_a_source_is_believed_where_it_is_likely_right_and_wholly_about_its_own_answers(finished: Recipe) -> None:
+    made = artifacts(finished)
+    for source in (source.name for source in finished.sources):
+        facts = {name: read_manifest(made[f"fused/{name}"].folder).facts for name in (source, f"answers/{source}")}
+        assert 0 < facts[source]["alignment"][source]["trust"] <= 1
+        assert facts[f"answers/{source}"]["alignment"][source]["trust"] == 1
+    report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
+    found = {name: sources[name]["trust"] for name, sources in report["alignment"].items() if name in sources}
+    assert found == {
+        s.name: read_manifest(made[f"fused/{s.name}"].folder).facts["alignment"][s.name]["trust"]
+        for s in finished.sources
+    }
+
+
 def test_the_report_counts_the_answers_that_taught(finished: Recipe) -> None:
     report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
     made = artifacts(finished)

@@ -19,7 +19,8 @@ from fusion_ray.engines.models import load_model
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import Distributions, Fused, Model, OpenAIEngine, parse_recipe
+from fusion_ray.fusion import Fused
+from fusion_ray.recipe import Distributions, Model, OpenAIEngine, parse_recipe
 from fusion_ray.storage.chats import CORPUS_SCHEMA
 
 

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 from toy_models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
-from fusion_ray.engines.fusing import GOLD, Fuser, Statistics, read_scored
+from fusion_ray.engines.fusing import GOLD, Fuser, Statistics
 from fusion_ray.engines.scorer import Sampling
-from fusion_ray.engines.scoring import count_cut, open_reader, read_topk, render_rows, score_rows
+from fusion_ray.engines.scoring import count_cut, open_reader, read_scored, read_topk, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import StaleArtifactError
-from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
+from fusion_ray.fusion import DtwAlign, Fused
+from fusion_ray.recipe import Distributions, Model
 from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.storage.chats import CORPUS_SCHEMA
 from fusion_ray.storage.draws_codec import read_draws, store_draws
@@ -123,6 +124,39 @@ def test_token_level_choice_is_never_worse_than_row_level_choice(shard: dict[str
     by_group, _ = fuse(shard, ["other"], choose={"kind": "mince", "level": "token"})
     for whole, parts in zip(by_row[:4], by_group[:4], strict=True):
         assert sum(parts["real_logprobs"]) >= sum(whole["real_logprobs"]) - 1e-3
+
+
+def test_what_a_chosen_source_is_not_believed_comes_from_the_pivot(shard: dict[str, Any]) -> None:
+    def distributions(trust: float) -> tuple[np.ndarray, list[int]]:
+        rows, facts = fuse(shard, ["other"], choose={"kind": "mince", "trust": trust})
+        assert facts["alignment"]["other"]["trust"] == trust
+        reals = np.concatenate([row["real_logprobs"] for row in rows[:4]])
+        return np.exp(reals), [model for row in rows[:4] for model in row["chosen"]]
+
+    source, chosen = distributions(1.0)
+    pivot = np.exp(np.concatenate([row for row in shard["scored"]["pivot"]["real_logprobs"].to_pylist() if row]))
+    by_source = np.array(chosen) == 1
+    assert 0 < by_source.sum() < len(chosen)
+    for trust in (0.9, 0.01):
+        mixed, same = distributions(trust)
+        believed = trust * source / (trust * source + (1 - trust) * pivot)
+        expected = np.where(by_source, believed * source + (1 - believed) * pivot, source)
+        np.testing.assert_allclose(mixed, expected, rtol=1e-5)
+        assert same == chosen
+
+
+def test_trust_is_counted_where_the_source_is_chosen_and_only_a_fitted_one_is_looked_up(shard: dict[str, Any]) -> None:
+    folders = {name: shard["folders"][name] for name in ("pivot", "other")}
+    scored = {name: shard["scored"][name] for name in folders}
+    fuser = Fuser(Fused(), folders)
+    rows = fuser.fuse(shard["chats"], scored).table.to_pylist()[:4]
+    assert fuser.count_ratios(shard["chats"], scored)["other"].sum() == sum(row["chosen"].count(1) for row in rows) > 0
+    known = {"other": Statistics(trust=0.25)}
+    for choose, trust in [({}, 0.25), ({"trust": 0.5}, 0.5), ({"kind": "avgce"}, 1.0)]:
+        settings = Fused.model_validate({"choose": choose})
+        assert (
+            Fuser(settings, folders, known).fuse(shard["chats"], scored).facts["alignment"]["other"]["trust"] == trust
+        )
 
 
 def test_with_several_sources_the_best_of_all_teaches(shard: dict[str, Any]) -> None:

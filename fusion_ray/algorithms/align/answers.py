@@ -29,6 +29,12 @@ class Answers:
     def __len__(self) -> int:
         return len(self.ids_T)
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends turns, -1 where no turn has ended."""
+        ends = self.turn_offsets[1:][self.ended]
+        return int(self.ids_T[ends[0] - 1]) if len(ends) else -1
+
     def check(self, where: str) -> None:
         """Refuse columns that do not fit each other.
 
