@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ import ray.util
 
 from fusion_ray import errors
 from fusion_ray.errors import ClusterError, FusionRayError
+from fusion_ray.recipe import Distributions
+from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 
 _LOCAL_OBJECT_STORE_BYTES = 512 << 20
@@ -122,6 +125,56 @@ def require(
         f"{found}{labelled}. Ask for less in the recipe (cpus_per_*, gpus_per_*, actors.min, nodes) or start other "
         "nodes."
     )
+
+
+def build_in_pools(settings: Distributions, artifacts: list[Artifact], build: Callable[[Artifact], None]) -> None:
+    """Build every artifact with a pool of actors of its own, several side by side while the cluster has room.
+
+    Args:
+        settings: What an actor asks for, and how many a pool has.
+        artifacts: One for each model.
+        build: Makes one artifact, by `map_in_pool`.
+
+    Raises:
+        ClusterError: The cluster can never run one pool.
+    """
+    require(
+        "distributions",
+        cpus=settings.cpus_per_actor,
+        gpus=settings.gpus_per_actor,
+        nodes=settings.nodes,
+        count=settings.actors.min,
+        wait_s=settings.wait_s,
+    )
+    with ThreadPoolExecutor(pools_at_once(settings, len(artifacts))) as pool:
+        for future in [pool.submit(build, artifact) for artifact in artifacts]:
+            future.result()
+
+
+def pools_at_once(settings: Distributions, wanted: int) -> int:
+    """How many of the wanted actor pools there is room for."""
+    fewest = settings.actors.min
+    return side_by_side(wanted, cpus=settings.cpus_per_actor * fewest, gpus=settings.gpus_per_actor * fewest)
+
+
+def map_in_pool(
+    shards: "ray.data.Dataset", worker: type, arguments: tuple[Any, ...], settings: Distributions
+) -> Iterator[Any]:
+    """Give every row to an actor of a pool, and yield the results; see `numbers`, `answer` and `results_of`.
+
+    Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the row that it held.
+    """
+    mapped = shards.map_batches(
+        worker,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=settings.cpus_per_actor,
+        num_gpus=settings.gpus_per_actor or None,
+        label_selector=label_selector(settings.nodes),
+        compute=ray.data.ActorPoolStrategy(min_size=settings.actors.min, max_size=settings.actors.max),
+    )
+    yield from results_of(mapped)
 
 
 def side_by_side(wanted: int, *, cpus: float, gpus: float) -> int:

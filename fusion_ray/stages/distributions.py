@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from threading import Thread
@@ -63,25 +62,9 @@ def build_distributions(
         ClusterError: The cluster can never run one actor as the recipe asks for it.
         ArtifactError: A model had to reject more rows than max_rejected allows.
     """
-    settings = recipe.distributions
-    cluster.require(
-        "distributions",
-        cpus=settings.cpus_per_actor,
-        gpus=settings.gpus_per_actor,
-        nodes=settings.nodes,
-        count=settings.actors.min,
-        wait_s=settings.wait_s,
+    cluster.build_in_pools(
+        recipe.distributions, artifacts, lambda artifact: _build_one(recipe, artifact, tell, open_scorer)
     )
-    with ThreadPoolExecutor(_pools(settings, len(artifacts))) as pool:
-        futures = [pool.submit(_build_one, recipe, artifact, tell, open_scorer) for artifact in artifacts]
-        for future in futures:
-            future.result()
-
-
-def _pools(settings: Distributions, wanted: int) -> int:
-    """How many models score at once."""
-    fewest = settings.actors.min
-    return cluster.side_by_side(wanted, cpus=settings.cpus_per_actor * fewest, gpus=settings.gpus_per_actor * fewest)
 
 
 def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: OpenScorer) -> None:
@@ -110,7 +93,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     order = {shard.path: number for number, shard in enumerate(planned)}
     records.sort(key=lambda record: order[record.path])
     # What a model wrote may not fit another one's template; such answers are only not learnt from.
-    cap = 1.0 if corpus.stage == "answers" else recipe.distributions.max_rejected
+    cap = 1.0 if artifact.of_answers else recipe.distributions.max_rejected
     rejected = settle_rejections(artifact, records, cap)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
@@ -127,23 +110,12 @@ def _score_shards(
     settings = recipe.distributions
     render = _Render(recipe, artifact, todo)
     shards = cluster.numbers(len(todo))
-    pools = settings.cpus_per_actor * settings.actors.max * _pools(settings, len(recipe.models()))
+    pools = settings.cpus_per_actor * settings.actors.max * cluster.pools_at_once(settings, len(recipe.models()))
     if settings.gpus_per_actor and cluster.total("CPU") > pools:
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
     # Where actors take every CPU, rendering tasks would wait for ever; and actors that score on CPUs may come to take
     # all that a cluster can grow to. Then the actors render.
-    # Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the shard that it held.
-    scored = shards.map_batches(
-        _Score,
-        fn_constructor_args=(recipe, artifact, render, open_scorer),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=settings.cpus_per_actor,
-        num_gpus=settings.gpus_per_actor or None,
-        label_selector=cluster.label_selector(settings.nodes),
-        compute=ray.data.ActorPoolStrategy(min_size=settings.actors.min, max_size=settings.actors.max),
-    )
-    yield from cluster.results_of(scored)
+    yield from cluster.map_in_pool(shards, _Score, (recipe, artifact, render, open_scorer), settings)
 
 
 class _Render:

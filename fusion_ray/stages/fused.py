@@ -32,7 +32,7 @@ from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
-from fusion_ray.storage.shards import ANSWERS, ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 _SPLITS = ("train", "validation")
 _COUNTED_SHARDS = 64
@@ -85,7 +85,6 @@ class _Shards:
             label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
         }
         self.train = [shard.path for shard in manifests["corpus"].shards_of("train")]
-        self.of_answers = artifact.name.startswith(f"{ANSWERS}/")
 
     def read(self, path: str, labels: Iterable[str] | None = None) -> dict[str, pa.Table]:
         inputs = self.artifact.inputs
@@ -107,7 +106,7 @@ class _FuseShard:
     def __call__(self, path: str) -> dict[str, Any]:
         artifact, tables = self.shards.artifact, self.shards.read(path)
         fuser = _fuser(self.settings, tuple(self.shards.folders.items()), tuple(self.statistics.items()))
-        fuse = fuser.fuse_answers if self.shards.of_answers else fuser.fuse
+        fuse = fuser.fuse_answers if artifact.of_answers else fuser.fuse
         fused = fuse(tables.pop("corpus"), tables)
         return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
@@ -130,7 +129,7 @@ def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
     elif settings.align.kind == "ms":
         counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in _chunks(shards.train)]
         known = {name: task(_sum_pairs).remote(name, *counted) for name in sources}
-    if shards.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
+    if shards.artifact.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
         return known  # Of its own answers a source is the only one who can be right.
     given = [part for name, statistics in known.items() for part in (name, statistics)]
     ratios = [task(_count_ratios).remote(settings, shards, chunk, *given) for chunk in _chunks(sample)]

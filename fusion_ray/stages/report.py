@@ -39,7 +39,7 @@ from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, 
 from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.models import trained_model
 from fusion_ray.storage.peak import take_peaks
-from fusion_ray.storage.shards import ANSWERS, ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
 
@@ -78,7 +78,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report["bootstrap"] = recipe.report.bootstrap
     report["scored_with"] = trained_engine(recipe).model_dump(mode="json")
     chosen = _count_chosen(artifact)
-    report["chosen"] = {name: counts for name, counts in chosen.items() if not name.startswith(f"{ANSWERS}/")}
+    report["chosen"] = {made.name: chosen[made.name] for made in _fused_sets(artifact) if not made.of_answers}
     report["answers"] = _count_answers(artifact, chosen)
     report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
@@ -101,7 +101,7 @@ def _scored_before(artifact: Artifact) -> list[ScoredModel]:
     """The pivot and the sources: stage distributions has scored them."""
     found = []
     for label, scored in artifact.inputs.items():
-        if label.startswith("distributions/") and not scored.name.startswith(f"{ANSWERS}/"):
+        if label.startswith("distributions/") and not scored.of_answers:
             records = tuple(read_manifest(scored.folder).shards_of(SPLIT))
             name = "pivot" if scored.name == "pivot" else f"source:{scored.name}"
             found.append(ScoredModel(name, scored, scored.folder, records))
@@ -201,9 +201,13 @@ def _compare(corpus: Artifact, shards: list[ShardRecord], models: list[ScoredMod
     return join_shards([model.label for model in models], parts)
 
 
+def _fused_sets(artifact: Artifact) -> list[Artifact]:
+    return [made for made in artifact.inputs.values() if made.stage == "fused"]
+
+
 def _count_chosen(artifact: Artifact) -> dict[str, Any]:
     """Whom each fused set chose in training, by domain."""
-    fused = [made for label, made in artifact.inputs.items() if label.startswith("fused/")]
+    fused = _fused_sets(artifact)
     items = [(made, record) for made in fused for record in read_manifest(made.folder).shards_of("train")]
 
     def count(item: tuple[Artifact, ShardRecord]) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def _count_answers(artifact: Artifact, chosen: Mapping[str, Any]) -> dict[str, d
     answers = {made.name: made for made in artifact.inputs.values() if made.stage == "answers"}
     return {
         name: {**read_manifest(made.folder).facts["answers"]}
-        | {"taught": sum(counts["rows"].get(name, 0) for counts in chosen[f"{ANSWERS}/{name}"].values())}
+        | {"taught": sum(counts["rows"].get(name, 0) for counts in chosen[f"answers/{name}"].values())}
         for name, made in answers.items()
     }
 

@@ -26,7 +26,7 @@ from fusion_ray.stages.notices import Notices, end_if_terminated
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.peak import read_peak
-from fusion_ray.storage.shards import ANSWERS, read_shard
+from fusion_ray.storage.shards import read_shard
 from fusion_ray.training import Targets
 
 METRICS = "metrics.jsonl"
@@ -130,10 +130,10 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
             counted = read_shard(pivot.folder, pivot_shards[record.path], ["n_bytes"])
             table = table.append_column("n_bytes", counted["n_bytes"])
         yield table
-    for label in inputs:
-        if label.startswith(f"{ANSWERS}/") and split == "train":
-            folder = inputs[label].folder
-            yield from (read_shard(folder, record, COLUMNS) for record in read_manifest(folder).shards)
+    for answered in inputs.values():
+        if answered.of_answers and split == "train":
+            shards = read_manifest(answered.folder).shards
+            yield from (read_shard(answered.folder, record, COLUMNS) for record in shards)
 
 
 def _hand_to_ray(folder: Path, step: int) -> None:

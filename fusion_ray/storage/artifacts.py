@@ -61,6 +61,11 @@ class Artifact:
         """The model of the recipe that it is for: the last part of its name."""
         return self.name.rpartition("/")[2]
 
+    @property
+    def of_answers(self) -> bool:
+        """Whether it is made from what a source has answered anew, and not from the corpus."""
+        return self.name.startswith("answers/")
+
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}" if self.name else self.stage
 

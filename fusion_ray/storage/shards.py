@@ -21,8 +21,6 @@ from fusion_ray.storage.topk_codec import expand_topk, is_compact
 
 _FOOTER_KEY = b"fusion_ray"
 SPLITS = ("train", "validation", "heldout")
-# Artifacts made of what sources answered anew have names and labels that begin with it.
-ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
