@@ -4,6 +4,7 @@
     python bench/quality/real.py --sources gemma3 qwen      # and a coder of 1.5 B
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
     python bench/quality/real.py --top_k 10                 # fewer entries than are kept, and what that costs
+    python bench/quality/real.py --sources qwen --trust 1   # a source believed at every token, as in the papers
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
 read them first) and Qwen2.5-Coder-1.5B-Instruct (Apache-2.0). Each is converted once to bfloat16 safetensors. The
@@ -72,6 +73,9 @@ def main() -> None:
     parser.add_argument("--lambda_", type=float, default=0.2)
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
     parser.add_argument("--top_k", type=int, help=f"entries that teach; {KEPT} are kept, and teach where not given")
+    parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
+    parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
+    parser.add_argument("--answers", type=int, default=0, help="of each source to each chat that it knows best")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
@@ -107,8 +111,9 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
     settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
-    few = [f"k{given.top_k}"] if given.top_k else []
-    described = "-".join(map(str, (*given.sources, *few, *settings)))
+    changed = {"k": given.top_k, "a": given.answers, "t": given.trust, "": given.mode if given.mode == "multi" else ""}
+    more = [f"{letter}{value}" for letter, value in changed.items() if value]
+    described = "-".join(map(str, (*given.sources, *more, *settings)))
 
     def model(name: str) -> dict[str, Any]:
         return {"model": f"{folder}/models/{name}", "template": MODELS[name].template}
@@ -122,7 +127,13 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "sources": [{"name": name} | model(name) for name in given.sources],
             "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
             "distributions": {"top_k": KEPT, "max_length": 512, "cpus_per_actor": given.cpus},
-            "fused": {"pivot_wins": given.pivot_wins, "top_k": given.top_k},
+            "answers": {"per_chat": given.answers, "max_tokens": 192} if given.answers else None,
+            "fused": {
+                "mode": given.mode,
+                "choose": {"trust": given.trust or "fitted"},
+                "pivot_wins": given.pivot_wins,
+                "top_k": given.top_k,
+            },
             "targets": {
                 "controls": ["sft"],
                 "lambda_": given.lambda_,
