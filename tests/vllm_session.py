@@ -61,8 +61,12 @@ def write(prompts: list[np.ndarray], folder: str) -> dict[str, np.ndarray]:
     path.write_text('{"question": "One and one?", "answer": "Two, I think."}\n{"question": "Why?", "answer": "So."}\n')
     task = {"kind": "gold_answer", "name": "gold", "path": str(path)}
     found = run_harness(folder, VllmEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}), threads=1)
-    ended = [text is not None for text in drawn[0]]
-    sampled = {"same": np.array(same), "ended": np.array(ended), "never": np.array([text is None for text in never])}
+    ended, of_never = ([written.ended for written in made] for made in (drawn[0], never))
+    sampled = {
+        "same": np.array(same),
+        "ended": np.array(ended),
+        "never": np.logical_not(of_never),
+    }
     return sampled | {"written": np.array(written), "gold": np.array(found["gold"]["metrics"]["bits_per_byte"])}
 
 

@@ -146,14 +146,15 @@ def answer_anew(
         seed: The recipe's.
 
     Returns:
-        The new chats, which end with the new answer, as rows of a corpus shard; and how many answers were `asked`,
-        and not kept because they were `unfinished` within max_tokens, `empty`, or could not be asked (`unaskable`).
-    """  # fmt: skip
+        The new chats, which end with the new answer, as rows of ANSWERS_SCHEMA; and how many answers were `asked`, were
+        `unfinished` within max_tokens (kept if the settings say so), and were not kept because they were `empty` or
+        could not be asked (`unaskable`).
+    """
     wanted = [_Wanted(chat, sample, seed) for chat in chats for sample in range(settings.per_chat)]
     wanted = [want for want in wanted if want.before]
     prompts = _prompts([[*want.before, _STAND_IN] for want in wanted], tokenizer, template, generator.max_length)
     asked = [(want, prompt) for want, prompt in zip(wanted, prompts, strict=True) if prompt.reason is None]
-    texts = (
+    written = (
         []
         if not asked
         else generator.sample(
@@ -166,15 +167,20 @@ def answer_anew(
     )
     counts = Counter(asked=len(wanted), unaskable=len(wanted) - len(asked), unfinished=0, empty=0)
     rows = []
-    for (want, _), text in zip(asked, texts, strict=True):
-        if text is None or not text.strip():
-            counts["unfinished" if text is None else "empty"] += 1
+    for (want, _), (text, ended) in zip(asked, written, strict=True):
+        # What is broken off may end within a character.
+        content = text.strip() if ended else text.rstrip(_HALF_A_CHARACTER).strip()
+        if not content:
+            counts["empty"] += 1
             continue
-        messages = [*want.before, {"role": "assistant", "content": text.strip()}]
-        rows.append({"id": want.id, "domain": want.domain, "messages": messages, "reason": None})
+        counts["unfinished"] += not ended
+        if ended or settings.unfinished == "keep":
+            messages = [*want.before, {"role": "assistant", "content": content}]
+            rows.append({"id": want.id, "domain": want.domain, "messages": messages, "reason": None, "ended": ended})
     return rows, counts
 
 
+_HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 _STAND_IN = {"role": "assistant", "content": _PLACE}
 
 

@@ -1,8 +1,9 @@
 """Let a model write: greedily for the report and its judge, by chance where sources answer the corpus anew."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,19 @@ from fusion_ray.recipe import Dtype, OpenAIEngine, TransformersEngine, VllmEngin
 _TOGETHER = 64  # Prompts that are continued at once.
 
 
-class Generator(Protocol):
+class Written(NamedTuple):
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: Without special tokens.
+        ended: An end token came; else there was no room for more.
+    """
+
+    text: str
+    ended: bool
+
+
+class Generator(ABC):
     """A model that continues token sequences.
 
     Attributes:
@@ -35,7 +48,7 @@ class Generator(Protocol):
         Raises:
             EngineError: The engine died or refused a prompt.
         """
-        ...
+        return [written.text for written in self._write(prompts, max_tokens, end_ids, 0.0, None)]
 
     def sample(
         self,
@@ -45,22 +58,30 @@ class Generator(Protocol):
         end_ids: Sequence[int],
         temperature: float,
         seeds: Sequence[int],
-    ) -> list[str | None]:
+    ) -> list[Written]:
         """Continue every prompt with tokens drawn from the model's distributions; see `generate`.
 
         Args:
             prompts, max_tokens, end_ids: As for `generate`.
             temperature: Divides the logits; 1 draws from what the model says.
             seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
-
-        Returns:
-            The new text of every prompt; None where no end token came within `max_tokens`.
         """
-        ...
+        return self._write(prompts, max_tokens, end_ids, temperature, seeds)
 
+    @abstractmethod
+    def _write(
+        self,
+        prompts: Sequence[np.ndarray],
+        max_tokens: int,
+        end_ids: Sequence[int],
+        temperature: float,
+        seeds: Sequence[int] | None,
+    ) -> list[Written]:
+        """Greedily without seeds."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free the model's memory."""
-        ...
 
 
 def make_generator(
@@ -93,7 +114,7 @@ def make_generator(
     return OpenAIGenerator(engine)
 
 
-class TransformersGenerator:
+class TransformersGenerator(Generator):
     """Writes with Hugging Face Transformers; see `Generator`.
 
     Args:
@@ -121,30 +142,25 @@ class TransformersGenerator:
         limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
         self.max_length = min(limits, default=None)
 
-    def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
-        """See `Generator.generate`."""
-        made = [self._continue([prompt], max_tokens, end_ids)[0] for prompt in prompts]
-        return [str(self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
-
-    def sample(
+    def _write(
         self,
         prompts: Sequence[np.ndarray],
-        *,
         max_tokens: int,
         end_ids: Sequence[int],
         temperature: float,
-        seeds: Sequence[int],
-    ) -> list[str | None]:
-        """See `Generator.sample`."""
-        texts: list[str | None] = [None] * len(prompts)
-        for rows in _of_one_length(prompts):
-            draw = _drawing(temperature, [seeds[row] for row in rows], len(self._tokenizer))
-            made = self._continue([prompts[row] for row in rows], max_tokens, end_ids, draw)
+        seeds: Sequence[int] | None,
+    ) -> list[Written]:
+        written = [Written("", ended=False)] * len(prompts)
+        # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
+        groups = _of_one_length(prompts) if seeds else ([row] for row in range(len(prompts)))
+        for rows in groups:
+            choose = _drawing(temperature, [seeds[row] for row in rows], len(self._tokenizer)) if seeds else None
+            made = self._continue([prompts[row] for row in rows], max_tokens, end_ids, choose)
             for row, tokens in zip(rows, made, strict=True):
                 stops = np.flatnonzero(np.isin(tokens, list(end_ids)))
-                if len(stops):
-                    texts[row] = str(self._tokenizer.decode(tokens[: stops[0]], skip_special_tokens=True))
-        return texts
+                tokens = tokens[: stops[0]] if len(stops) else tokens
+                written[row] = Written(self._tokenizer.decode(tokens, skip_special_tokens=True), bool(len(stops)))
+        return written
 
     def _continue(
         self, prompts: list[np.ndarray], max_tokens: int, end_ids: Sequence[int], choose: Any = None

@@ -7,12 +7,14 @@ the environment variable OPENAI_API_KEY.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.generator import Generator, Written
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import check_request, empty_top_k
 from fusion_ray.engines.server import Server
@@ -111,7 +113,7 @@ class OpenAIScorer:
         return TopK(ids_TK, logprobs_TK, real_T)
 
 
-class OpenAIGenerator:
+class OpenAIGenerator(Generator):
     """Writes through the same server; see `Generator`.
 
     Args:
@@ -128,40 +130,26 @@ class OpenAIGenerator:
         self._pool = ThreadPoolExecutor(max_workers=engine.concurrency)
         self._model = _choose_model(self._server, engine.served_model)
 
-    def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
-        """See `Generator.generate`."""
-        written = self._write(prompts, max_tokens, end_ids, [{"temperature": 0}] * len(prompts))
-        return [text for text, _ in written]
-
-    def sample(
+    def _write(
         self,
         prompts: Sequence[np.ndarray],
-        *,
         max_tokens: int,
         end_ids: Sequence[int],
         temperature: float,
-        seeds: Sequence[int],
-    ) -> list[str | None]:
-        """See `Generator.sample`."""
-        asked = [{"temperature": temperature, "seed": seed} for seed in seeds]
-        return [text if ended else None for text, ended in self._write(prompts, max_tokens, end_ids, asked)]
-
-    def _write(
-        self, prompts: Sequence[np.ndarray], max_tokens: int, end_ids: Sequence[int], sampling: list[dict[str, Any]]
-    ) -> list[tuple[str, bool]]:
-        """The new text of every prompt, and whether it came to its end."""
-
-        def continue_one(prompt: np.ndarray, how: dict[str, Any]) -> tuple[str, bool]:
+        seeds: Sequence[int] | None,
+    ) -> list[Written]:
+        def continue_one(prompt: np.ndarray, seed: int | None) -> Written:
             request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": max_tokens}
-            request |= how | {"stop_token_ids": sorted(set(end_ids))}
+            request |= {"temperature": temperature, "stop_token_ids": sorted(set(end_ids))}
+            request |= {} if seed is None else {"seed": seed}
             (choice,) = self._server.ask("completions", request).get("choices") or [{}]
             if not isinstance(choice.get("text"), str):
                 raise EngineError(
                     f"{self._server.base_url}: it answered without a text. Expected OpenAI's completions."
                 )
-            return str(choice["text"]), choice.get("finish_reason") == "stop"
+            return Written(choice["text"], choice.get("finish_reason") == "stop")
 
-        return list(self._pool.map(continue_one, prompts, sampling))
+        return list(self._pool.map(continue_one, prompts, seeds or repeat(None, len(prompts))))
 
     def close(self) -> None:
         """See `Generator.close`."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusion_ray.algorithms.align.answers import Answers, offsets_of
-from fusion_ray.algorithms.chat import Rendered, Template, choose_template, cut, render_all
+from fusion_ray.algorithms.chat import Rendered, Template, break_off, choose_template, cut, render_all
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.models import load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import Scorer
@@ -92,23 +92,30 @@ def open_reader(
 def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa.Table:
     """Tokenise the chats of a corpus shard in the model's template, row by row in order.
 
-    A row that this tokenizer or template cannot express keeps its place with a reason.
+    A row that this tokenizer or template cannot express keeps its place with a reason. Of an answer that was broken off
+    (column `ended`, in shards of answers) the end of the turn is not an answer token.
     """
     rows = [{"id": chat["id"], "reason": chat["reason"]} for chat in chats.select(["id", "reason"]).to_pylist()]
+    ended = chats["ended"].to_pylist() if "ended" in chats.column_names else [True] * len(rows)
     usable = [number for number, row in enumerate(rows) if row["reason"] is None]
     conversations = chats["messages"].take(np.array(usable, dtype=np.int64)).to_pylist()
     for number, rendered in zip(usable, render_all(tokenizer, conversations, settings.template), strict=True):
         try:
-            fitted = _fit(rendered, settings)
-            rows[number] |= _columns_of(fitted) | {"cut": fitted is not rendered}
+            whole = _as_it_ended(rendered, ended[number])
+            fitted = _fit(whole, settings)
+            rows[number] |= _columns_of(fitted) | {"cut": fitted is not whole}
         except FusionRayError as error:
             rows[number]["reason"] = str(error)
     return pa.Table.from_pylist(rows, schema=RENDERED_SCHEMA)
 
 
-def _fit(rendered: Rendered | FusionRayError, settings: RenderSettings) -> Rendered:
+def _as_it_ended(rendered: Rendered | FusionRayError, ended: bool) -> Rendered:
     if isinstance(rendered, FusionRayError):
         raise rendered
+    return rendered if ended else break_off(rendered)
+
+
+def _fit(rendered: Rendered, settings: RenderSettings) -> Rendered:
     if len(rendered.input_ids) <= settings.max_length:
         return rendered
     if settings.too_long == "reject":

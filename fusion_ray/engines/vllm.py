@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
+from fusion_ray.engines.generator import Generator, Written
 from fusion_ray.engines.head import keep_top_k
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
@@ -130,7 +132,7 @@ class VllmScorer:
         return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self._top_k, self.n_tokens)
 
 
-class VllmGenerator:
+class VllmGenerator(Generator):
     """Writes with vLLM; see `Generator`, and `VllmScorer` for the arguments."""
 
     def __init__(
@@ -159,35 +161,21 @@ class VllmGenerator:
         }
         self._engine: Any = _start(settings, engine.options, threads)
 
-    def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
-        """See `Generator.generate`."""
-        written = self._write(prompts, max_tokens, end_ids, [{"temperature": 0}] * len(prompts))
-        return [text for text, _ in written]
-
-    def sample(
+    def _write(
         self,
         prompts: Sequence[np.ndarray],
-        *,
         max_tokens: int,
         end_ids: Sequence[int],
         temperature: float,
-        seeds: Sequence[int],
-    ) -> list[str | None]:
-        """See `Generator.sample`."""
-        asked = [{"temperature": temperature, "seed": seed} for seed in seeds]
-        return [text if ended else None for text, ended in self._write(prompts, max_tokens, end_ids, asked)]
-
-    def _write(
-        self, prompts: Sequence[np.ndarray], max_tokens: int, end_ids: Sequence[int], sampling: list[dict[str, Any]]
-    ) -> list[tuple[str, bool]]:
-        """The new text of every prompt, and whether it came to its end."""
+        seeds: Sequence[int] | None,
+    ) -> list[Written]:
         from vllm import SamplingParams
 
         ends = sorted(set(end_ids))
         rooms = [max_tokens if self.max_length is None else min(max_tokens, self.max_length - len(p)) for p in prompts]
         settings = [
-            SamplingParams(max_tokens=room, stop_token_ids=ends, detokenize=False, **how)
-            for room, how in zip(rooms, sampling, strict=True)
+            SamplingParams(max_tokens=room, stop_token_ids=ends, detokenize=False, temperature=temperature, seed=seed)
+            for room, seed in zip(rooms, seeds or repeat(None, len(prompts)), strict=True)
         ]
         asked = [{"prompt_token_ids": np.asarray(prompt).tolist()} for prompt in prompts]
         try:
@@ -196,9 +184,12 @@ class VllmGenerator:
             raise EngineError(
                 f"{self._folder}: vLLM failed while answering {len(prompts)} prompts ({type(error).__name__}: {error})."
             ) from error
-        made = [output.outputs[0] for output in outputs]
-        texts = [str(self._tokenizer.decode(o.token_ids, skip_special_tokens=True)) for o in made]
-        return [(text, o.finish_reason == "stop") for text, o in zip(texts, made, strict=True)]
+        return [self._read(output.outputs[0], ends) for output in outputs]
+
+    def _read(self, made: Any, ends: Sequence[int]) -> Written:
+        tokens = list(made.token_ids)
+        tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens  # vLLM counts the end token in.
+        return Written(self._tokenizer.decode(tokens, skip_special_tokens=True), made.finish_reason == "stop")
 
     def close(self) -> None:
         """See `Generator.close`."""

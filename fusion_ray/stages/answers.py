@@ -11,12 +11,10 @@ own knowledge in its own words, so there is more of it to learn from than the co
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from fusion_ray.engines.answering import answer_anew, best_known
 from fusion_ray.engines.generator import Generator, make_generator
@@ -27,7 +25,7 @@ from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import set_shard_metrics
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
-from fusion_ray.storage.chats import CORPUS_SCHEMA
+from fusion_ray.storage.chats import ANSWERS_SCHEMA
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 _READ = ["id", "n_bytes", "real_logprobs", "reason"]
@@ -40,22 +38,7 @@ def build_answers(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None
         ClusterError: The cluster can never run one actor as the recipe's distributions section asks for it.
         EngineError: A model cannot be loaded or failed while it wrote; finished shards stay.
     """
-    settings = recipe.distributions
-    cluster.require(
-        "distributions",
-        cpus=settings.cpus_per_actor,
-        gpus=settings.gpus_per_actor,
-        nodes=settings.nodes,
-        count=settings.actors.min,
-        wait_s=settings.wait_s,
-    )
-    fewest = settings.actors.min
-    pools = cluster.side_by_side(
-        len(artifacts), cpus=settings.cpus_per_actor * fewest, gpus=settings.gpus_per_actor * fewest
-    )
-    with ThreadPoolExecutor(pools) as pool:
-        for future in [pool.submit(_build_one, recipe, artifact, tell) for artifact in artifacts]:
-            future.result()
+    cluster.build_in_pools(recipe.distributions, artifacts, lambda artifact: _build_one(recipe, artifact, tell))
 
 
 def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
@@ -85,20 +68,9 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
 def _answer_shards(
     recipe: Recipe, artifact: Artifact, manifests: dict[str, Manifest], todo: list[str]
 ) -> Iterator[dict[str, Any]]:
-    if not todo:
-        return
-    settings = recipe.distributions
-    answered = cluster.numbers(len(todo)).map_batches(
-        _Answer,
-        fn_constructor_args=(recipe, artifact, manifests, todo),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=settings.cpus_per_actor,
-        num_gpus=settings.gpus_per_actor or None,
-        label_selector=cluster.label_selector(settings.nodes),
-        compute=ray.data.ActorPoolStrategy(min_size=settings.actors.min, max_size=settings.actors.max),
-    )
-    yield from cluster.results_of(answered)
+    if todo:
+        work = (recipe, artifact, manifests, todo)
+        yield from cluster.map_in_pool(cluster.numbers(len(todo)), _Answer, work, recipe.distributions)
 
 
 class _Answer:
@@ -145,6 +117,6 @@ class _Answer:
         }
         asked = chats.take(best_known(scored, artifact.name)).to_pylist()
         rows, counts = answer_anew(asked, *self.engine, self.recipe.answers, self.recipe.seed)
-        table = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
+        table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
         facts = {"rejected": {}, "counts": dict(counts)}
         return asdict(write_shard(artifact.folder, path, table, artifact.fingerprint, facts))

@@ -29,6 +29,8 @@ MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string
 CORPUS_SCHEMA = pa.schema(
     [("id", pa.string()), ("domain", pa.string()), ("messages", MESSAGES_TYPE), ("reason", pa.string())]
 )
+# Of chats that a source has answered anew: whether the last answer came to its end.
+ANSWERS_SCHEMA = CORPUS_SCHEMA.append(pa.field("ended", pa.bool_()))
 
 
 class Chat(NamedTuple):

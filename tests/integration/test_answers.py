@@ -45,7 +45,7 @@ def test_a_source_answers_the_train_chats_that_it_knows_best_and_no_others(finis
         answers = made[f"answers/{source}"]
         corpus, asked = made["corpus"], read_manifest(answers.folder)
         counts = asked.facts["answers"]
-        assert counts["asked"] == asked.rows + counts["unfinished"] + counts["empty"] + counts["unaskable"]
+        assert counts["asked"] == asked.rows + counts["empty"] + counts["unaskable"]
         for shard in asked.shards:
             chats = {row["id"]: row for row in read_corpus(corpus, shard.path)}
             rates = {name: rates_of(made[f"distributions/{name}"], shard.path) for name in ("pivot", source)}
@@ -115,7 +115,7 @@ def test_the_report_counts_the_answers_that_taught(finished: Recipe) -> None:
         fused = made[f"fused/answers/{source}"].folder
         rows = [r for shard in read_manifest(fused).shards for r in read_shard(fused, shard, ["reason"]).to_pylist()]
         assert counts["taught"] == [row["reason"] for row in rows].count(None) > 0
-        assert counts["asked"] == len(rows) + counts["unfinished"] + counts["empty"] + counts["unaskable"]
+        assert counts["asked"] == len(rows) + counts["empty"] + counts["unaskable"]
     stages = [f"{stage['stage']}/{stage['name']}" for stage in report["stages"]]
     assert stages.index("distributions/pivot") < stages.index("answers/code") < stages.index("fused/answers/code")
 

@@ -14,14 +14,14 @@ from fusion_ray.algorithms.chat import choose_template
 from fusion_ray.answers import Answers
 from fusion_ray.engines.answering import answer_anew, best_known
 from fusion_ray.engines.fusing import Fuser
-from fusion_ray.engines.generator import TransformersGenerator, _drawing, make_generator
+from fusion_ray.engines.generator import Generator, TransformersGenerator, Written, _drawing, make_generator
 from fusion_ray.engines.models import load_model
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import RecipeError
 from fusion_ray.fusion import Fused
 from fusion_ray.recipe import Distributions, Model, OpenAIEngine, parse_recipe
-from fusion_ray.storage.chats import CORPUS_SCHEMA
+from fusion_ray.storage.chats import ANSWERS_SCHEMA
 
 
 def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_toy(tmp_path_factory.mktemp("answers") / "m", "llama", byte_level_tokenizer(), extra_rows=40)
 
 
-def draw(folder: str, prompts: list[list[int]], seeds: list[int], **more: Any) -> list[str | None]:
+def draw(folder: str, prompts: list[list[int]], seeds: list[int], **more: Any) -> list[Written]:
     settings: dict[str, Any] = {"max_tokens": 1, "end_ids": [], "temperature": 1.0} | more
     ids = [np.array(prompt, dtype=np.int32) for prompt in prompts]
     return TransformersGenerator(folder, dtype="float32").sample(ids, seeds=seeds, **settings)
@@ -88,10 +88,13 @@ def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(folder: str) -
     assert draw(folder, prompts, [0, 1, 2, 3], max_tokens=6, end_ids=everything[5:9]) == alone
 
 
-def test_an_answer_that_does_not_end_is_none_and_one_that_ends_stops_there(folder: str) -> None:
+def test_an_answer_that_does_not_end_says_so_and_one_that_ends_stops_there(folder: str) -> None:
     everything = list(range(len(byte_level_tokenizer())))
-    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3) == [None, None]
-    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == ["", ""]
+    whole = draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3)
+    assert [written.ended for written in whole] == [False, False]
+    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == [Written("", True)] * 2
+    (long,) = draw(folder, [[3, 5]], [0], max_tokens=9, end_ids=[])
+    assert whole[0].text and long.text.startswith(whole[0].text)
 
 
 def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
@@ -104,24 +107,28 @@ def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> No
             [np.array([1]), np.array([2])], max_tokens=5, end_ids=[9], temperature=0.7, seeds=[0, 4]
         )
         generator.close()
-    assert texts == [None, "t4"]
+    assert texts == [Written("t0", False), Written("t4", True)]
     assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}
 
 
 # --- what is asked and kept --------------------------------------------------------------------------------------
 
 
-class Scripted:
+class Scripted(Generator):
     """A generator that says what it is told to, and remembers what it was asked."""
 
-    max_length: int | None = 200
+    max_length = 200
 
-    def __init__(self, *texts: str | None) -> None:
-        self.texts, self.asked = list(texts), []  # type: ignore[var-annotated]
+    def __init__(self, *written: Written) -> None:
+        self.written, self.asked = list(written), []  # type: ignore[var-annotated]
 
-    def sample(self, prompts: Any, **more: Any) -> list[str | None]:
+    def _write(self, prompts: Any, max_tokens: int, end_ids: Any, temperature: float, seeds: Any) -> list[Written]:
+        more = {"max_tokens": max_tokens, "end_ids": end_ids, "temperature": temperature, "seeds": seeds}
         self.asked.append((list(prompts), more))
-        return self.texts
+        return self.written
+
+    def close(self) -> None:
+        pass
 
 
 def user(text: str) -> dict[str, str]:
@@ -140,29 +147,34 @@ def test_one_answer_of_a_chat_is_given_anew_and_what_cannot_be_used_is_counted()
         {"id": "d", "domain": "y", "messages": [assistant("I speak first")]},
         {"id": "e", "domain": "y", "messages": [user("E?"), assistant("e")]},
     ]
-    tokenizer, generator = byte_level_tokenizer(), Scripted(" new ", None, "  ", "again")
+    said = [Written(" new ", True), Written(" on and on\N{REPLACEMENT CHARACTER}", False)]
+    tokenizer, generator = byte_level_tokenizer(), Scripted(*said, Written("  ", True), Written("again", True))
     template = choose_template("native", tokenizer)
     settings = Answers(per_chat=2, max_tokens=7, temperature=0.9)
-    rows, counts = answer_anew(chats, tokenizer, template, generator, settings, 0)  # type: ignore[arg-type]
+    rows, counts = answer_anew(chats, tokenizer, template, generator, settings, 0)
     assert counts == {"asked": 6, "unaskable": 2, "unfinished": 1, "empty": 1}
-    assert [(row["id"], row["domain"], row["messages"][-1]) for row in rows] == [
-        ("a#0", "x", assistant("new")),
-        ("e#1", "y", assistant("again")),
+    assert [(row["id"], row["domain"], row["messages"][-1], row["ended"]) for row in rows] == [
+        ("a#0", "x", assistant("new"), True),
+        ("a#1", "x", assistant("on and on"), False),
+        ("e#1", "y", assistant("again"), True),
     ]
     assert rows[0]["messages"][:-1] in (chats[0]["messages"][:1], chats[0]["messages"][:3])
     ((prompts, more),) = generator.asked
-    said = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in rows[0]["messages"][:-1])
-    assert tokenizer.decode(prompts[0]) == said + "<|im_start|>assistant\n"
+    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in rows[0]["messages"][:-1])
+    assert tokenizer.decode(prompts[0]) == text + "<|im_start|>assistant\n"
     assert len(set(more["seeds"])) == 4
     assert (more["max_tokens"], more["temperature"]) == (7, 0.9)
     assert more["end_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    others = answer_anew(chats, tokenizer, template, again := Scripted(*generator.texts), settings, 1)  # type: ignore[arg-type]
+    others = answer_anew(chats, tokenizer, template, again := Scripted(*generator.written), settings, 1)
     assert again.asked[0][1]["seeds"] != more["seeds"] and others[1] == counts
+    dropping = settings.model_copy(update={"unfinished": "drop"})
+    fewer, same = answer_anew(chats, tokenizer, template, generator, dropping, 0)
+    assert (fewer, same) == ([row for row in rows if row["ended"]], counts)
 
 
 def test_nothing_to_answer_asks_the_model_nothing() -> None:
     tokenizer, generator = byte_level_tokenizer(), Scripted()
-    rows, counts = answer_anew([], tokenizer, choose_template("native", tokenizer), generator, Answers(), 0)  # type: ignore[arg-type]
+    rows, counts = answer_anew([], tokenizer, choose_template("native", tokenizer), generator, Answers(), 0)
     assert (rows, sum(counts.values()), generator.asked) == ([], 0, [])
 
 
@@ -177,15 +189,16 @@ def test_an_answer_s_row_has_its_author_s_number_or_a_reason(tmp_path: Path) -> 
     }
     texts = ("The answer is 42.", "def f(x):\n    return x + 1", "漢字 🎉", "no", "It was a dark night. " * 4)
     rows = [
-        {"id": f"{n}#0", "domain": "d", "messages": [user("Say it."), assistant(text)], "reason": None}
+        {"id": f"{n}#0", "domain": "d", "messages": [user("Say it."), assistant(text)], "reason": None, "ended": n != 1}
         for n, text in enumerate(texts)
     ]
-    chats = pa.Table.from_pylist(rows, schema=CORPUS_SCHEMA)
+    chats = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
     tables = {}
     for name in ("pivot", "author"):
         tokenizer, settings = open_reader(Model(model=folders[name]), Distributions(), folders[name])
         scorer = TransformersScorer(folders[name], 5, dtype="float32")
         tables[name] = score_rows(render_rows(chats, tokenizer, settings), scorer)
+        assert [row[-1] for row in tables[name]["turn_ended"].to_pylist()] == [n != 1 for n in range(len(texts))]
     unlikely = tables["author"]["real_logprobs"].to_pylist()
     unlikely[0] = [value - 50 for value in unlikely[0]]
     place = DISTRIBUTIONS_SCHEMA.get_field_index("real_logprobs")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy_models
 
-from fusion_ray.algorithms.chat import choose_template, cut, pivot_template, render, render_all
+from fusion_ray.algorithms.chat import break_off, choose_template, cut, pivot_template, render, render_all
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.errors import AlignmentError, RecipeError
 
@@ -348,6 +348,18 @@ def test_a_long_conversation_is_cut_after_a_whole_turn():
         assert len(shorter.turns) == 1 and shorter.turns[0].ended
         assert len(shorter.input_ids) == first.stop
     assert cut(rendered, len(rendered.input_ids)) is rendered
+
+
+def test_an_answer_that_is_broken_off_has_no_end_of_turn_and_nothing_after_it(tokenizer):
+    whole = render(tokenizer, [user("a"), assistant("first"), user("b"), assistant("second and last")])
+    broken = break_off(whole)
+    assert broken.turns[0] is whole.turns[0]
+    last, before = broken.turns[-1], whole.turns[-1]
+    assert (last.start, last.n_bytes, last.ended, before.ended) == (before.start, before.n_bytes, False, True)
+    assert last.boundaries.tolist() == before.boundaries[:-1].tolist()
+    assert last.boundaries[-1] == len(b"second and last")
+    assert broken.input_ids.tolist() == whole.input_ids[: last.stop].tolist()
+    assert len(break_off(broken).input_ids) == len(broken.input_ids)
 
 
 def test_a_long_first_turn_is_cut_at_a_token():

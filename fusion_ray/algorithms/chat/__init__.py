@@ -8,7 +8,7 @@ render.py       the four together
 """
 
 from fusion_ray.algorithms.chat.render import render, render_all
-from fusion_ray.algorithms.chat.rendered import Rendered, Turn, cut
+from fusion_ray.algorithms.chat.rendered import Rendered, Turn, break_off, cut
 from fusion_ray.algorithms.chat.template import BUILT_IN, Template, choose_template, pivot_template
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Rendered",
     "Template",
     "Turn",
+    "break_off",
     "choose_template",
     "cut",
     "pivot_template",

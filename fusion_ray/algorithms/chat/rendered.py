@@ -62,6 +62,14 @@ class Rendered:
         return sum(turn.n_bytes for turn in self.turns)
 
 
+def break_off(rendered: Rendered) -> Rendered:
+    """A conversation whose last answer has no end: without its end-of-turn token, and what a template puts after it."""
+    *before, last = rendered.turns
+    if last.ended:
+        last = replace(last, boundaries=last.boundaries[:-1], ended=False)
+    return replace(rendered, input_ids=rendered.input_ids[: last.stop], turns=(*before, last))
+
+
 def cut(rendered: Rendered, max_length: int) -> Rendered:
     """Shorten a conversation to at most `max_length` tokens: after a whole turn where possible, else at a token.
 
