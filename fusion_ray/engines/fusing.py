@@ -268,18 +268,21 @@ class Fuser:
             return mix(weights_MN[:, row_T], topks), weights_MN.argmax(axis=0)[row_T].astype(np.int8)
         chosen_T = self._pick(compared, covered_MT, topks)
         covered_T = covered_MT[chosen_T, np.arange(len(chosen_T))]
-        fused = self._believe(list(compared.projections), np.where(covered_T, chosen_T, 0), topks)
+        fused = self._believe(
+            list(compared.projections), np.where(covered_T, chosen_T, 0), topks, compared.pivot.answers.ids_T
+        )
         gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
         return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
 
-    def _believe(self, names: list[str], chosen_T: np.ndarray, topks: list[TopK]) -> TopK:
-        """The chosen distributions, mixed with the pivot's as far as a source is not believed."""
+    def _believe(self, names: list[str], chosen_T: np.ndarray, topks: list[TopK], ids_T: np.ndarray) -> TopK:
+        """The chosen distributions as far as they are believed; the rest is taught as where the pivot wins."""
         taken, pivot = take(chosen_T, topks), topks[0]
         trust_T = np.array([1.0, *(self.trust_in(name) for name in names)])[chosen_T]
         if (trust_T == 1.0).all():
             return taken
         believed_T = believe(pivot.real_logprobs_T, taken.real_logprobs_T, trust_T)
-        return mix(np.stack([1.0 - believed_T, believed_T]), [pivot, taken])
+        rest = pivot if self.settings.pivot_wins == "distil" else _one_hot(ids_T)
+        return mix(np.stack([1.0 - believed_T, believed_T]), [rest, taken])
 
     def trust_in(self, name: str) -> float:
         """How often this source is right where it is chosen; 1 where nothing is known."""
@@ -331,6 +334,11 @@ def _join_reasons(chats: pa.Table, scored: Mapping[str, pa.Table]) -> list[str |
         own = table["reason"].to_pylist()
         reasons = [before or (f"{name}: {now}" if now else None) for before, now in zip(reasons, own, strict=True)]
     return reasons
+
+
+def _one_hot(ids_T: np.ndarray) -> TopK:
+    nothing_T = np.zeros(len(ids_T), dtype=np.float32)
+    return TopK(ids_T.astype(np.int32)[:, None], nothing_T[:, None], nothing_T)
 
 
 def _any_score(scores_MN: np.ndarray) -> np.ndarray:

@@ -126,9 +126,12 @@ def test_token_level_choice_is_never_worse_than_row_level_choice(shard: dict[str
         assert sum(parts["real_logprobs"]) >= sum(whole["real_logprobs"]) - 1e-3
 
 
-def test_what_a_chosen_source_is_not_believed_comes_from_the_pivot(shard: dict[str, Any]) -> None:
+@pytest.mark.parametrize("pivot_wins", ["distil", "gold"])
+def test_what_a_chosen_source_is_not_believed_is_taught_as_where_the_pivot_wins(
+    shard: dict[str, Any], pivot_wins: str
+) -> None:
     def distributions(trust: float) -> tuple[np.ndarray, list[int]]:
-        rows, facts = fuse(shard, ["other"], choose={"kind": "mince", "trust": trust})
+        rows, facts = fuse(shard, ["other"], choose={"kind": "mince", "trust": trust}, pivot_wins=pivot_wins)
         assert facts["alignment"]["other"]["trust"] == trust
         reals = np.concatenate([row["real_logprobs"] for row in rows[:4]])
         return np.exp(reals), [model for row in rows[:4] for model in row["chosen"]]
@@ -140,7 +143,8 @@ def test_what_a_chosen_source_is_not_believed_comes_from_the_pivot(shard: dict[s
     for trust in (0.9, 0.01):
         mixed, same = distributions(trust)
         believed = trust * source / (trust * source + (1 - trust) * pivot)
-        expected = np.where(by_source, believed * source + (1 - believed) * pivot, source)
+        rest = pivot if pivot_wins == "distil" else 1.0
+        expected = np.where(by_source, believed * source + (1 - believed) * rest, source)
         np.testing.assert_allclose(mixed, expected, rtol=1e-5)
         assert same == chosen
 

@@ -1,4 +1,4 @@
-"""Trust in a source: how much of what it says at a position is believed, and how much of what the pivot says.
+"""Trust in a source: how far what it says at a position is believed.
 
 A source that fits a chat better than the pivot may still be surely wrong at some of its tokens, and a pivot that is
 taught to be as sure there unlearns what it knew. So each token is taken as drawn from the source with probability
