@@ -25,6 +25,11 @@ _PLACEMENT = {
     "block_mib", "batch_size", "nodes", "trackers",
 }  # fmt: skip
 
+NO_HELDOUT = (
+    "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the report: "
+    "--until merged."
+)
+
 State = Literal["done", "stale", "to do", "blocked"]
 _Build = Callable[[Recipe, list[Artifact], Tell], None]
 
@@ -94,10 +99,7 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
     if until not in STAGES:
         raise RecipeError(f"stage '{until}': expected one of {', '.join(STAGES)}.")
     if until == "report" and not recipe.corpus.heldout:
-        raise RecipeError(
-            "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the "
-            "report: --until merged."
-        )
+        raise RecipeError(NO_HELDOUT)
     before = [_status(artifact) for artifact in graph(recipe)]
     write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
     wanted = STAGES[: STAGES.index(until) + 1]

@@ -1,5 +1,6 @@
 """What will not fit: GPU memory by stage and parallelism, GPUs and CPUs, the object store, the disk."""
 
+from fusion_ray.pipeline import NO_HELDOUT
 from fusion_ray.planning.costs import Cost, checkpoint_bytes_per_weight
 from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
 from fusion_ray.recipe import OpenAIEngine, Recipe, VllmEngine
@@ -24,6 +25,8 @@ def find_problems(
         problems += _object_store(recipe, corpus, cluster)
     if "targets" in making:
         problems += _training_room(recipe, cluster) + _training_memory(recipe, models["pivot"], cluster)
+    if "report" in making and not recipe.corpus.heldout:
+        problems.append(NO_HELDOUT)
     return problems + _disk(recipe, costs, cluster)
 
 

@@ -142,6 +142,11 @@ def test_what_the_cluster_lacks_is_named_before_anything_starts(cluster: Cluster
     assert not foresee(fusechat(), BIG).problems
 
 
+def test_a_report_without_heldout_chats_is_told_before_anything_is_made() -> None:
+    (problem,) = foresee(fusechat("corpus.heldout=0"), BIG).problems
+    assert "corpus.heldout is 0" in problem and "--until merged" in problem
+
+
 def test_a_model_on_cpus_needs_memory() -> None:
     recipe = fusechat("distributions.gpus_per_actor=0", "distributions.engine.kind=transformers", "pivot.engine=null")
     problems = foresee(recipe, replace(BIG, memory_gib=8)).problems
