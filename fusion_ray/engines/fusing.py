@@ -121,23 +121,27 @@ class Fuser:
         Raises:
             StaleArtifactError: The shards do not hold the same rows.
         """
+        return self._fuse(chats, scored, {name: self.trust_in(name) for name in self.sources})
+
+    def _fuse(self, chats: pa.Table, scored: Mapping[str, pa.Table], trust: Mapping[str, float]) -> FusedShard:
         reasons, usable, pivot, projections, scores_MN = compared = self._compare(chats, scored)
-        fused, chosen_T = self._choose(compared)
+        fused, chosen_T = self._choose(compared, trust)
         numbered = self._number(list(projections), chosen_T, scores_MN)
         rows = _emit(scored[self.pivot].take(usable), pivot, fused, *numbered)
         table = _place(chats, reasons, usable, rows)
-        return FusedShard(table, self._facts(table, projections))
+        return FusedShard(table, self._facts(table, projections, trust))
 
     def fuse_answers(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
         """Fuse one shard of what a source answered; see `fuse`. A row that it does not teach has a reason.
 
-        The answer is not the corpus's: where its author does not teach it there is nothing to learn from it.
+        The answer is not the corpus's: where its author does not teach it there is nothing to learn from it, and nobody
+        but its author can be right about it, so it is trusted wholly.
 
         Args:
             chats: The shard of its answers.
             scored: The same shard's distributions by the pivot and the source.
         """
-        table, facts = self.fuse(chats, scored)
+        table, facts = self._fuse(chats, scored, dict.fromkeys(self.sources, 1.0))
         rows = table.to_pylist()
         for number, row in enumerate(rows):
             if row["reason"] is None and max(row["chosen"]) <= 0:
@@ -258,7 +262,7 @@ class Fuser:
             return pick_mince_groups(real_MT, groups_T)
         return pick_mince(_any_score(compared.scores_MN))[compared.pivot.row_T]
 
-    def _choose(self, compared: _Compared) -> tuple[TopK, np.ndarray]:
+    def _choose(self, compared: _Compared, trust: Mapping[str, float]) -> tuple[TopK, np.ndarray]:
         """The distribution that teaches each position, and its model: GOLD where none does."""
         choose = self.settings.choose
         covered_MT, topks = self._candidates(compared)
@@ -268,16 +272,14 @@ class Fuser:
             return mix(weights_MN[:, row_T], topks), weights_MN.argmax(axis=0)[row_T].astype(np.int8)
         chosen_T = self._pick(compared, covered_MT, topks)
         covered_T = covered_MT[chosen_T, np.arange(len(chosen_T))]
-        fused = self._believe(
-            list(compared.projections), np.where(covered_T, chosen_T, 0), topks, compared.pivot.answers.ids_T
-        )
+        teacher_T = np.where(covered_T, chosen_T, 0)
+        trust_T = np.array([1.0, *(trust[name] for name in compared.projections)])[teacher_T]
+        fused = self._believe(take(teacher_T, topks), trust_T, topks[0], compared.pivot.answers.ids_T)
         gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
         return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
 
-    def _believe(self, names: list[str], chosen_T: np.ndarray, topks: list[TopK], ids_T: np.ndarray) -> TopK:
+    def _believe(self, taken: TopK, trust_T: np.ndarray, pivot: TopK, ids_T: np.ndarray) -> TopK:
         """The chosen distributions as far as they are believed; the rest is taught as where the pivot wins."""
-        taken, pivot = take(chosen_T, topks), topks[0]
-        trust_T = np.array([1.0, *(self.trust_in(name) for name in names)])[chosen_T]
         if (trust_T == 1.0).all():
             return taken
         believed_T = believe(pivot.real_logprobs_T, taken.real_logprobs_T, trust_T)
@@ -300,13 +302,11 @@ class Fuser:
         all_MN[places_M] = scores_MN
         return np.where(chosen_T == GOLD, chosen_T, places_M[chosen_T]), all_MN
 
-    def _facts(self, table: pa.Table, projections: Mapping[str, Projection]) -> dict[str, Any]:
+    def _facts(
+        self, table: pa.Table, projections: Mapping[str, Projection], trust: Mapping[str, float]
+    ) -> dict[str, Any]:
         alignment = {
-            name: {
-                **projection.counts,
-                "violation_nats": projection.violation_nats,
-                "trust": self.trust_in(name),
-            }
+            name: {**projection.counts, "violation_nats": projection.violation_nats, "trust": trust[name]}
             for name, projection in projections.items()
         }
         names = {GOLD: "gold"} | dict(enumerate([self.pivot, *self.sources]))

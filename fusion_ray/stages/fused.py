@@ -130,7 +130,7 @@ def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
         counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in _chunks(shards.train)]
         known = {name: task(_sum_pairs).remote(name, *counted) for name in sources}
     if shards.artifact.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
-        return known  # Of its own answers a source is the only one who can be right.
+        return known
     given = [part for name, statistics in known.items() for part in (name, statistics)]
     ratios = [task(_count_ratios).remote(settings, shards, chunk, *given) for chunk in _chunks(sample)]
     return {name: task(_fit_trust).remote(name, known.get(name, Statistics()), *ratios) for name in sources}
@@ -174,7 +174,7 @@ def _count_ratios(settings: Fused, shards: _Shards, paths: list[str], *given: An
 
 
 def _fit_trust(name: str, known: Statistics, *chunks: dict[str, np.ndarray]) -> Statistics:
-    return known._replace(trust=fit_trust(reduce(operator.add, (chunk[name] for chunk in chunks))))
+    return known._replace(trust=fit_trust(sum((chunk[name] for chunk in chunks), start=np.zeros(1, dtype=np.int64))))
 
 
 def _sum_facts(records: list[ShardRecord]) -> dict[str, Any]:
