@@ -85,13 +85,12 @@ def main() -> None:
         convert(name, given.folder / "models" / name)
     found = run_seeds(given)
     print_main(found)
-    if given.top_k:
-        every = run_seeds(argparse.Namespace(**vars(given) | {"top_k": None}))
-        effect = compare([(few, "merged", all_, "merged") for few, all_ in zip(found, every, strict=True)])
+    usual = vars(given) | {"top_k": None, "trust": None, "mode": "pairwise", "answers": 0}
+    if usual != vars(given):
+        others = run_seeds(argparse.Namespace(**usual))
+        effect = compare([(one, "merged", other, "merged") for one, other in zip(found, others, strict=True)])
         interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
-        print(
-            f"merged by {given.top_k} entries less by {KEPT}: {effect.value:+.4f} {interval}, p = {effect.p_value:.4f}"
-        )
+        print(f"merged less merged as usual: {effect.value:+.4f} {interval}, p = {effect.p_value:.4f}")
 
 
 def run_seeds(given: argparse.Namespace) -> list[Outcome]:
