@@ -85,7 +85,7 @@ def main() -> None:
         convert(name, given.folder / "models" / name)
     found = run_seeds(given)
     print_main(found)
-    usual = vars(given) | {"top_k": None, "trust": None, "mode": "pairwise", "answers": 0}
+    usual = vars(given) | {name: parser.get_default(name) for name in ("top_k", "trust", "mode", "answers")}
     if usual != vars(given):
         others = run_seeds(argparse.Namespace(**usual))
         effect = compare([(one, "merged", other, "merged") for one, other in zip(found, others, strict=True)])

@@ -25,6 +25,15 @@ class Written(NamedTuple):
     ended: bool
 
 
+class Writing(NamedTuple):
+    """How prompts are continued; see `Generator.sample`. Greedily without seeds, which are one for each prompt."""
+
+    max_tokens: int
+    end_ids: Sequence[int]
+    temperature: float = 0.0
+    seeds: Sequence[int] | None = None
+
+
 class Generator(ABC):
     """A model that continues token sequences.
 
@@ -48,7 +57,7 @@ class Generator(ABC):
         Raises:
             EngineError: The engine died or refused a prompt.
         """
-        return [written.text for written in self._write(prompts, max_tokens, end_ids, 0.0, None)]
+        return [written.text for written in self._write(prompts, Writing(max_tokens, end_ids))]
 
     def sample(
         self,
@@ -66,18 +75,11 @@ class Generator(ABC):
             temperature: Divides the logits; 1 draws from what the model says.
             seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
         """
-        return self._write(prompts, max_tokens, end_ids, temperature, seeds)
+        return self._write(prompts, Writing(max_tokens, end_ids, temperature, seeds))
 
     @abstractmethod
-    def _write(
-        self,
-        prompts: Sequence[np.ndarray],
-        max_tokens: int,
-        end_ids: Sequence[int],
-        temperature: float,
-        seeds: Sequence[int] | None,
-    ) -> list[Written]:
-        """Greedily without seeds."""
+    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
+        """Continue every prompt."""
 
     @abstractmethod
     def close(self) -> None:
@@ -142,22 +144,16 @@ class TransformersGenerator(Generator):
         limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
         self.max_length = min(limits, default=None)
 
-    def _write(
-        self,
-        prompts: Sequence[np.ndarray],
-        max_tokens: int,
-        end_ids: Sequence[int],
-        temperature: float,
-        seeds: Sequence[int] | None,
-    ) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         written = [Written("", ended=False)] * len(prompts)
         # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
-        groups = _of_one_length(prompts) if seeds else ([row] for row in range(len(prompts)))
+        groups = _of_one_length(prompts) if how.seeds else ([row] for row in range(len(prompts)))
         for rows in groups:
-            choose = _drawing(temperature, [seeds[row] for row in rows], len(self._tokenizer)) if seeds else None
-            made = self._continue([prompts[row] for row in rows], max_tokens, end_ids, choose)
+            seeds = [how.seeds[row] for row in rows] if how.seeds else []
+            choose = _drawing(how.temperature, seeds, len(self._tokenizer)) if seeds else None
+            made = self._continue([prompts[row] for row in rows], how.max_tokens, how.end_ids, choose)
             for row, tokens in zip(rows, made, strict=True):
-                stops = np.flatnonzero(np.isin(tokens, list(end_ids)))
+                stops = np.flatnonzero(np.isin(tokens, list(how.end_ids)))
                 tokens = tokens[: stops[0]] if len(stops) else tokens
                 written[row] = Written(self._tokenizer.decode(tokens, skip_special_tokens=True), bool(len(stops)))
         return written

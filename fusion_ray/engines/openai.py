@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.generator import Generator, Written
+from fusion_ray.engines.generator import Generator, Writing, Written
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.scorer import check_request, empty_top_k
 from fusion_ray.engines.server import Server
@@ -130,17 +130,10 @@ class OpenAIGenerator(Generator):
         self._pool = ThreadPoolExecutor(max_workers=engine.concurrency)
         self._model = _choose_model(self._server, engine.served_model)
 
-    def _write(
-        self,
-        prompts: Sequence[np.ndarray],
-        max_tokens: int,
-        end_ids: Sequence[int],
-        temperature: float,
-        seeds: Sequence[int] | None,
-    ) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         def continue_one(prompt: np.ndarray, seed: int | None) -> Written:
-            request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": max_tokens}
-            request |= {"temperature": temperature, "stop_token_ids": sorted(set(end_ids))}
+            request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": how.max_tokens}
+            request |= {"temperature": how.temperature, "stop_token_ids": sorted(set(how.end_ids))}
             request |= {} if seed is None else {"seed": seed}
             (choice,) = self._server.ask("completions", request).get("choices") or [{}]
             if not isinstance(choice.get("text"), str):
@@ -149,7 +142,7 @@ class OpenAIGenerator(Generator):
                 )
             return Written(choice["text"], choice.get("finish_reason") == "stop")
 
-        return list(self._pool.map(continue_one, prompts, seeds or repeat(None, len(prompts))))
+        return list(self._pool.map(continue_one, prompts, how.seeds or repeat(None, len(prompts))))
 
     def close(self) -> None:
         """See `Generator.close`."""

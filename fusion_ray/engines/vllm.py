@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.generator import Generator, Written
+from fusion_ray.engines.generator import Generator, Writing, Written
 from fusion_ray.engines.head import keep_top_k
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
@@ -161,21 +161,16 @@ class VllmGenerator(Generator):
         }
         self._engine: Any = _start(settings, engine.options, threads)
 
-    def _write(
-        self,
-        prompts: Sequence[np.ndarray],
-        max_tokens: int,
-        end_ids: Sequence[int],
-        temperature: float,
-        seeds: Sequence[int] | None,
-    ) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         from vllm import SamplingParams
 
-        ends = sorted(set(end_ids))
-        rooms = [max_tokens if self.max_length is None else min(max_tokens, self.max_length - len(p)) for p in prompts]
+        ends, most = sorted(set(how.end_ids)), how.max_tokens
+        rooms = [most if self.max_length is None else min(most, self.max_length - len(p)) for p in prompts]
         settings = [
-            SamplingParams(max_tokens=room, stop_token_ids=ends, detokenize=False, temperature=temperature, seed=seed)
-            for room, seed in zip(rooms, seeds or repeat(None, len(prompts)), strict=True)
+            SamplingParams(
+                max_tokens=room, stop_token_ids=ends, detokenize=False, temperature=how.temperature, seed=seed
+            )
+            for room, seed in zip(rooms, how.seeds or repeat(None, len(prompts)), strict=True)
         ]
         asked = [{"prompt_token_ids": np.asarray(prompt).tolist()} for prompt in prompts]
         try:

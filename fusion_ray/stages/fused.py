@@ -12,7 +12,7 @@ Shard i needs nothing but shard i of its inputs: one Ray Data task each, no shuf
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import lru_cache, reduce
 from typing import Any
@@ -127,12 +127,12 @@ def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
         if settings.align.inner_tail == "unigram":
             known = {name: task(_count_tokens).remote(shards, name, sample) for name in sources}
     elif settings.align.kind == "ms":
-        counted = [task(_count_pairs).remote(settings, shards, chunk) for chunk in _chunks(shards.train)]
+        counted = [task(_count).remote(Fuser.count_pairs, settings, shards, chunk) for chunk in _chunks(shards.train)]
         known = {name: task(_sum_pairs).remote(name, *counted) for name in sources}
     if shards.artifact.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
         return known
     given = [part for name, statistics in known.items() for part in (name, statistics)]
-    ratios = [task(_count_ratios).remote(settings, shards, chunk, *given) for chunk in _chunks(sample)]
+    ratios = [task(_count).remote(Fuser.count_ratios, settings, shards, chunk, *given) for chunk in _chunks(sample)]
     return {name: task(_fit_trust).remote(name, known.get(name, Statistics()), *ratios) for name in sources}
 
 
@@ -148,29 +148,24 @@ def _count_tokens(shards: _Shards, name: str, paths: list[str]) -> Statistics:
     return Statistics(counts_U=counts_U)
 
 
-def _count_pairs(settings: Fused, shards: _Shards, paths: list[str]) -> dict[str, PairCounts]:
-    fuser = Fuser(settings, shards.folders)
-    total: dict[str, PairCounts] = {}
+def _count(
+    count: Callable[..., dict[str, Any]], settings: Fused, shards: _Shards, paths: list[str], *given: Any
+) -> dict[str, Any]:
+    """What a method of Fuser counts in some shards, summed by source.
+
+    `given` are names and statistics in turn: Ray looks for references among the arguments, and no deeper.
+    """
+    fuser = Fuser(settings, shards.folders, dict(zip(given[::2], given[1::2], strict=True)))
+    total: dict[str, Any] = {}
     for path in paths:
         tables = shards.read(path)
-        for name, counts in fuser.count_pairs(tables.pop("corpus"), tables).items():
+        for name, counts in count(fuser, tables.pop("corpus"), tables).items():
             total[name] = total[name] + counts if name in total else counts
     return total
 
 
 def _sum_pairs(name: str, *chunks: dict[str, PairCounts]) -> Statistics:
     return Statistics(pairs=reduce(operator.add, (chunk[name] for chunk in chunks)))
-
-
-def _count_ratios(settings: Fused, shards: _Shards, paths: list[str], *given: Any) -> dict[str, np.ndarray]:
-    """As many counts as there are sources; `given` are names and statistics in turn, for Ray looks no deeper."""
-    fuser = Fuser(settings, shards.folders, dict(zip(given[::2], given[1::2], strict=True)))
-    total: dict[str, np.ndarray] = {}
-    for path in paths:
-        tables = shards.read(path)
-        for name, counts_H in fuser.count_ratios(tables.pop("corpus"), tables).items():
-            total[name] = total[name] + counts_H if name in total else counts_H
-    return total
 
 
 def _fit_trust(name: str, known: Statistics, *chunks: dict[str, np.ndarray]) -> Statistics:

@@ -14,7 +14,7 @@ from fusion_ray.algorithms.chat import choose_template
 from fusion_ray.answers import Answers
 from fusion_ray.engines.answering import answer_anew, best_known
 from fusion_ray.engines.fusing import Fuser
-from fusion_ray.engines.generator import Generator, TransformersGenerator, Written, _drawing, make_generator
+from fusion_ray.engines.generator import Generator, TransformersGenerator, Writing, Written, _drawing, make_generator
 from fusion_ray.engines.models import load_model
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
@@ -122,9 +122,8 @@ class Scripted(Generator):
     def __init__(self, *written: Written) -> None:
         self.written, self.asked = list(written), []  # type: ignore[var-annotated]
 
-    def _write(self, prompts: Any, max_tokens: int, end_ids: Any, temperature: float, seeds: Any) -> list[Written]:
-        more = {"max_tokens": max_tokens, "end_ids": end_ids, "temperature": temperature, "seeds": seeds}
-        self.asked.append((list(prompts), more))
+    def _write(self, prompts: Any, how: Writing) -> list[Written]:
+        self.asked.append((list(prompts), how._asdict()))
         return self.written
 
     def close(self) -> None:
