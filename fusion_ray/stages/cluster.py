@@ -263,6 +263,11 @@ def stream(
     yield from results_of(tasks)
 
 
+def stream_with_models(items: list[Any], function: Callable[[Any], Any], settings: Distributions) -> Iterator[Any]:
+    """`stream`, for tasks that load a model: each has what an actor of the stage distributions has."""
+    return stream(items, function, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes)
+
+
 def numbers(count: int) -> "ray.data.Dataset":
     """Rows `{"id": 0}`, `{"id": 1}`, ... in blocks of their own, so that each becomes a task.
 

@@ -141,9 +141,7 @@ def _score_trained(
     found: dict[str, list[ShardRecord]] = {model.label: [] for model in models}
     rows = len(models) * sum(shard.rows for shard in shards)
     tell(Progress("report", 0, len(batches) + 1))
-    cpus, gpus = settings.cpus_per_actor, settings.gpus_per_actor
-    results = cluster.stream(batches, score, cpus=cpus, gpus=gpus, nodes=settings.nodes)
-    for done, result in enumerate(results, start=1):
+    for done, result in enumerate(cluster.stream_with_models(batches, score, settings), start=1):
         found[result["label"]] += [ShardRecord(**record) for record in result["records"]]
         tell(Progress("report", done, len(batches) + 1, f"scored {result['label']}"))
         rows_done = sum(record.rows for records in found.values() for record in records)

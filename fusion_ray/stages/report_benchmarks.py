@@ -54,10 +54,7 @@ def run_benchmarks(
         )
         return {"label": entrant.label, "results": made}
 
-    results = cluster.stream(
-        todo, run, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
-    )
-    for done, result in enumerate(results, start=1):
+    for done, result in enumerate(cluster.stream_with_models(todo, run, settings), start=1):
         label = result["label"]
         found[label] = result["results"]
         text = json.dumps({"fingerprint": marks[label], "results": result["results"]}, sort_keys=True)

@@ -52,7 +52,6 @@ def make_samples(
     prompts = [_prompt(corpus, pivot, heldout.place(identity)) for identity in picked]
     if not prompts:
         return []
-    settings = recipe.distributions
     ends = [prompt.end_id for prompt in prompts if prompt.end_id is not None]
 
     def generate(label: str) -> dict[str, Any]:
@@ -62,10 +61,7 @@ def make_samples(
         return {"label": label, "texts": texts}
 
     found: dict[str, list[str]] = {}
-    results = cluster.stream(
-        list(models), generate, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
-    )
-    for result in results:
+    for result in cluster.stream_with_models(list(models), generate, recipe.distributions):
         found[result["label"]] = result["texts"]
         tell(Progress("report", len(found), len(models) + 1, f"sample answers of {result['label']}"))
     return describe_samples(prompts, {label: found[label] for label in models}, heldout)

@@ -83,10 +83,7 @@ def _answer(
         generator.close()
         return {"label": entrant.label, "answers": made}
 
-    results = cluster.stream(
-        todo, answer, cpus=settings.cpus_per_actor, gpus=settings.gpus_per_actor, nodes=settings.nodes
-    )
-    for done, result in enumerate(results, start=1):
+    for done, result in enumerate(cluster.stream_with_models(todo, answer, settings), start=1):
         label = result["label"]
         found[label] = result["answers"]
         _write_lines(_answers_file(place, label), [_as_line(label, marks[label], row) for row in result["answers"]])
