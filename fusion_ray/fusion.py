@@ -1,8 +1,8 @@
 """The recipe's section `fused`: how distributions are aligned and chosen. Imports neither torch nor ray."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fusion_ray.section import Section, Share, choice_of
 
@@ -23,6 +23,14 @@ class DtwAlign(Section):
 Align = Annotated[Annotated[BytesAlign | DtwAlign, Field(discriminator="kind")], choice_of("bytes")]
 
 
+def _check_trust(value: Any) -> Any:
+    """One message, where pydantic has one for each kind of value that would do."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "fitted" or (number and 0 < value <= 1):
+        return value
+    raise ValueError(f"expected fitted, or a number above 0 and at most 1, got {value!r:.80}")
+
+
 class MinCE(Section):
     """Take the model with the lowest nll of the answer; a tie goes to the pivot.
 
@@ -36,7 +44,7 @@ class MinCE(Section):
     kind: Literal["mince"] = "mince"
     level: Literal["sequence", "token"] = "sequence"
     unit: Literal["byte", "token"] = "byte"
-    trust: Literal["fitted"] | Annotated[float, Field(gt=0, le=1)] = "fitted"
+    trust: Annotated[Literal["fitted"] | float, BeforeValidator(_check_trust)] = "fitted"
 
 
 class AvgCE(Section):

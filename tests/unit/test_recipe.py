@@ -86,6 +86,14 @@ def test_a_report_on_no_held_out_chats_is_refused_before_anything_runs() -> None
         pipeline.run(with_overrides("corpus.heldout=0"))
 
 
+@pytest.mark.parametrize("trust", ["fited", "0", "1.5", "true", "[1]", ".nan"])
+def test_what_is_no_trust_is_refused_in_one_sentence(trust: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"choose\.mince\.trust: expected fitted, or a number above 0 and at most 1, got"
+    ):
+        with_overrides(f"fused.choose={{kind: mince, trust: {trust}}}")
+
+
 def test_a_number_in_scientific_notation_is_a_number() -> None:
     assert with_overrides("targets.learning_rate=1e-5").targets.learning_rate == 1e-5
 
