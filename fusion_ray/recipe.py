@@ -121,10 +121,10 @@ class PlainStore(Section):
 
 
 class SampledStore(Section):
-    """What was drawn from each distribution, in place of its top-k: an unbiased picture of the whole of it."""
+    """Entries that stand for all of a distribution, in place of its top-k: its head, and draws from its tail."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: int = Field(50, ge=1, le=65535)
+    draws: int = Field(10, ge=1, le=1024)
     seed: int = Field(0, ge=0)
 
 

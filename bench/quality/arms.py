@@ -17,6 +17,7 @@ MULTI: Arm = {"fused.mode": "multi"}
 LONG: Arm = MULTI | {"targets.epochs": 20}
 ASKED = {n: {"answers.per_chat": n, "answers.max_tokens": 192} for n in (1, 2, 4)}
 ONE: Arm = {"testbed.shared_vocabulary": True}
+DRAWN = {n: {"distributions.store": {"kind": "sampled", "draws": n}, "targets.tail": "sampled"} for n in (10, 64)}
 
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {"recipe": MAIN},
@@ -90,8 +91,16 @@ TABLES: dict[str, dict[str, Arm]] = {
     "tail": {
         "dense (k = V)": MULTI | ONE | {"distributions.top_k": 1024},
         "k = 64": MULTI | ONE,
+        "64 draws": MULTI | ONE | DRAWN[64],
         "k = 10": MULTI | ONE | {"distributions.top_k": 10},
+        "10 draws": MULTI | ONE | DRAWN[10],
         "k = 10, tail renormalised": MULTI | ONE | {"distributions.top_k": 10, "targets.tail": "renormalise"},
+    },
+    "draws": {
+        "k = 64": MULTI,
+        "64 draws": MULTI | DRAWN[64],
+        "k = 10": MULTI | {"distributions.top_k": 10},
+        "10 draws": MULTI | DRAWN[10],
     },
     "merging": {
         "VaRM, matrix": RECIPE,

@@ -96,7 +96,12 @@ class Fuser:
     """Fuses shards of one pivot and its sources; holds the tables of their tokenizers."""
 
     def __init__(
-        self, settings: Fused, folders: Mapping[str, str], statistics: Mapping[str, Statistics] | None = None
+        self,
+        settings: Fused,
+        folders: Mapping[str, str],
+        statistics: Mapping[str, Statistics] | None = None,
+        *,
+        drawn: bool = False,
     ) -> None:
         """Load the tokenizers.
 
@@ -104,8 +109,10 @@ class Fuser:
             settings: The recipe's fused section.
             folders: Model folder by name, the pivot first.
             statistics: By source.
+            drawn: Distributions are draws (`store: sampled`), which must not be cut.
         """
         self.settings = settings
+        self.drawn = drawn
         self.pivot, *self.sources = folders
         self.tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
         self.statistics = statistics or {}
@@ -269,7 +276,7 @@ class Fuser:
         if isinstance(choose, AvgCE):
             weights_MN = weigh_avgce(_any_score(compared.scores_MN), choose.tau)
             row_T = compared.pivot.row_T
-            return mix(weights_MN[:, row_T], topks), weights_MN.argmax(axis=0)[row_T].astype(np.int8)
+            return self._mix(weights_MN[:, row_T], topks), weights_MN.argmax(axis=0)[row_T].astype(np.int8)
         chosen_T = self._pick(compared, covered_MT, topks)
         covered_T = covered_MT[chosen_T, np.arange(len(chosen_T))]
         teacher_T = np.where(covered_T, chosen_T, 0)
@@ -284,7 +291,12 @@ class Fuser:
             return taken
         believed_T = believe(pivot.real_logprobs_T, taken.real_logprobs_T, trust_T)
         rest = pivot if self.settings.pivot_wins == "distil" else _one_hot(ids_T)
-        return mix(np.stack([1.0 - believed_T, believed_T]), [rest, taken])
+        return self._mix(np.stack([1.0 - believed_T, believed_T]), [rest, taken])
+
+    def _mix(self, weights_MT: np.ndarray, topks: list[TopK]) -> TopK:
+        """Average distributions; of draws all entries are kept."""
+        widths = [topk.ids_TK.shape[1] for topk in topks]
+        return mix(weights_MT, topks, sum(widths) if self.drawn else max(widths))
 
     def trust_in(self, name: str) -> float:
         """How often this source is right where it is chosen; 1 where nothing is known."""

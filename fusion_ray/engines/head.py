@@ -49,37 +49,57 @@ def keep_top_k(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_toke
     return Kept(ids_NK, values_NK - total_N1, -nll_N)
 
 
-def keep_draws(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: torch.Tensor, n_tokens: int) -> Kept:
-    """Keep D draws from each distribution: the ids drawn, most often first, and the log of their share of the draws.
+def keep_draws(
+    logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_N: torch.Tensor, k: int, n_tokens: int
+) -> Kept:
+    """Keep k entries of each distribution that stand for all of it: the head as it is, and draws from the tail.
 
-    A share is an unbiased estimate of its token's probability (random sampling knowledge distillation, arXiv
-    2503.16870, with the model's own distribution as proposal: every importance weight is 1). Draws that fall on
-    columns from `n_tokens` on are dropped. Equal counts stand in order of their ids; unused places hold -1 and -inf.
+    Tokens above a threshold keep their probability; of the others some are drawn, with a chance in proportion to
+    theirs, and each counts as the threshold. So every token's entry is on average its probability, and all entries
+    sum to 1; no k entries of that kind have a smaller variance (VarOpt, Cohen et al., arXiv 0803.0473). Columns from
+    `n_tokens` on are never kept, and their share is missing from the sum. Equal entries stand in order of their ids;
+    unused places hold -1 and -inf.
 
     Args:
         logits_NV: Of N positions.
         real_ids_N: The tokens that came; their log-probabilities are measured, not drawn.
-        uniforms_ND: Where to draw, in [0, 1): the same numbers give the same draws.
+        uniforms_N: Where the draws of each position begin, in [0, 1): the same numbers give the same entries.
+        k: Entries of each position.
         n_tokens: Length of the tokenizer.
     """
-    parts = [_draw(logits_NV[at], real_ids_N[at], uniforms_ND[at], n_tokens) for at in _in_cache(logits_NV)]
+    parts = [_draw(logits_NV[at], real_ids_N[at], uniforms_N[at], k, n_tokens) for at in _in_cache(logits_NV)]
     return Kept(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _draw(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_ND: torch.Tensor, n_tokens: int) -> Kept:
+def _draw(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_N: torch.Tensor, k: int, n_tokens: int) -> Kept:
     logits_NV = logits_NV.float()
     real_N = -cross_entropy(logits_NV, real_ids_N, reduction="none")
-    mass_NV = torch.softmax(logits_NV, dim=-1).double().cumsum(dim=-1)
-    drawn_ND = torch.searchsorted(mass_NV, uniforms_ND * mass_NV[:, -1:], right=True)
-    drawn_ND = drawn_ND.masked_fill(drawn_ND >= n_tokens, -1).sort(dim=-1).values
-    place_ND = torch.zeros_like(drawn_ND)
-    place_ND[:, 1:] = (drawn_ND[:, 1:] != drawn_ND[:, :-1]).cumsum(dim=-1)
-    ids_ND = torch.full_like(drawn_ND, -1).scatter_(1, place_ND, drawn_ND)
-    counts_ND = torch.zeros_like(drawn_ND).scatter_add_(1, place_ND, (drawn_ND >= 0).long())
-    counts_ND, order_ND = counts_ND.sort(dim=-1, descending=True, stable=True)
-    shares_ND = counts_ND.double() / drawn_ND.shape[1]
-    ids_ND = ids_ND.gather(1, order_ND).masked_fill(counts_ND == 0, -1)
-    return Kept(ids_ND, shares_ND.log().float(), real_N)
+    probs_NV = torch.softmax(logits_NV, dim=-1)[:, :n_tokens].double()
+    largest_NK, ids_NK = probs_NV.topk(k, dim=-1)
+    in_head_NK = _in_head(probs_NV.sum(dim=1), largest_NK)
+    mass_NV = probs_NV.scatter_(1, ids_NK, largest_NK.masked_fill(in_head_NK, 0.0)).cumsum(dim=-1)
+    # The draws stand evenly along the mass outside the head, so none of these tokens is met twice.
+    n_head_N1 = in_head_NK.sum(dim=1, keepdim=True)
+    number_NK = torch.arange(k, device=ids_NK.device) - n_head_N1
+    n_drawn_N1 = (k - n_head_N1).clamp(min=1)
+    points_NK = (uniforms_N[:, None] + number_NK) / n_drawn_N1 * mass_NV[:, -1:]
+    drawn_NK = torch.searchsorted(mass_NV, points_NK, right=True).clamp(max=n_tokens - 1)
+    threshold_N1 = mass_NV[:, -1:] / n_drawn_N1
+    ids_NK, by_id_NK = torch.where(in_head_NK, ids_NK, drawn_NK).sort(dim=1)
+    entries_NK = torch.where(in_head_NK, largest_NK, threshold_N1).gather(1, by_id_NK)
+    entries_NK, order_NK = entries_NK.sort(dim=1, descending=True, stable=True)
+    ids_NK = ids_NK.gather(1, order_NK).masked_fill(entries_NK <= 0, -1)
+    return Kept(ids_NK, entries_NK.log().float(), real_N)
+
+
+def _in_head(total_N: torch.Tensor, largest_NK: torch.Tensor) -> torch.Tensor:
+    """Which of the k largest are at least as probable as what each remaining entry would stand for, bool [N, K].
+
+    A little less will do: entries that equal the threshold but for rounding could be met twice among the draws.
+    """
+    left_N1 = total_N[:, None] - (largest_NK.cumsum(dim=1) - largest_NK)
+    places_K = torch.arange(largest_NK.shape[1], 0, -1, device=largest_NK.device)
+    return (largest_NK >= (1 - 1e-9) * left_N1.clamp(min=0) / places_K).int().cumprod(dim=1).bool()
 
 
 def _in_cache(logits_NV: torch.Tensor) -> Iterator[slice]:

@@ -47,7 +47,7 @@ class Sampling(NamedTuple):
     """How a scorer draws from distributions, where it keeps draws and not the top-k.
 
     Attributes:
-        draws: From each distribution, with replacement.
+        draws: Entries of each distribution.
         seed: Another seed gives other draws.
     """
 
@@ -55,13 +55,13 @@ class Sampling(NamedTuple):
     seed: int = 0
 
     def uniforms(self, input_ids: np.ndarray, n_positions: int) -> np.ndarray:
-        """Where to draw in [0, 1) at each position of a conversation, float64 [n_positions, draws].
+        """Where in [0, 1) to begin at each position of a conversation, float64 [n_positions].
 
         They depend on its tokens and the seed alone, so that a row is drawn the same in any batch and shard.
         """
         tokens = np.ascontiguousarray(input_ids, dtype="<i4").tobytes()
         digest = hashlib.blake2b(tokens, digest_size=16, key=str(self.seed).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).random((n_positions, self.draws))
+        return np.random.default_rng(int.from_bytes(digest, "little")).random(n_positions)
 
 
 OpenScorer = Callable[[Model, Distributions, str], Scorer]

@@ -68,7 +68,7 @@ class TransformersScorer:
         self._n_outputs = self._head.n_outputs
         self._folder, self._tokens_per_batch, self._sampling = folder, tokens_per_batch, sampling
         self._top_k = sampling.draws if sampling else top_k
-        check_sizes(folder, 1 if sampling else top_k, self.n_tokens, self._n_outputs)
+        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -128,8 +128,8 @@ class TransformersScorer:
         if self._sampling is None:
             return lambda logits, at: keep_top_k(logits, real_ids_N[at], self._top_k, self.n_tokens)
         uniforms = [self._sampling.uniforms(input_ids[row], len(positions[row])) for row in batch.rows]
-        uniforms_ND = torch.from_numpy(np.concatenate(uniforms)).to(real_ids_N.device)
-        return lambda logits, at: keep_draws(logits, real_ids_N[at], uniforms_ND[at], self.n_tokens)
+        uniforms_N = torch.from_numpy(np.concatenate(uniforms)).to(real_ids_N.device)
+        return lambda logits, at: keep_draws(logits, real_ids_N[at], uniforms_N[at], self._top_k, self.n_tokens)
 
     def _own_forward(
         self, batch: _Batch, input_ids: list[np.ndarray], positions: list[np.ndarray], keep: Keep

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fusion_ray.errors import FusionRayError
 from fusion_ray.pipeline import STAGES, Status
 from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
-from fusion_ray.recipe import CompactStore, Recipe, SampledStore, VllmEngine
+from fusion_ray.recipe import PlainStore, Recipe, SampledStore, VllmEngine
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest
 
 # --- stated rates ------------------------------------------------------------------------------------------------
@@ -64,17 +64,10 @@ def estimate_costs(
 
 
 def bytes_per_answer_token(recipe: Recipe) -> float:
-    """Of a distributions shard; a straight line through 25.8 bytes at k = 10 and 104.5 at k = 50 (bench/store.py).
-
-    Draws are counted as if each fell on an id of its own, five bytes before packing: they never take more.
-    """
-    k = recipe.distributions.top_k
-    match recipe.distributions.store:
-        case CompactStore():
-            return 6.1 + 1.97 * k
-        case SampledStore(draws=draws):
-            return 6.0 + 5.0 * draws
-    return 8.0 + 8.0 * k
+    """Of a distributions shard; a straight line through 25.8 bytes at k = 10 and 104.5 at k = 50 (bench/store.py)."""
+    store = recipe.distributions.store
+    k = store.draws if isinstance(store, SampledStore) else recipe.distributions.top_k
+    return 8.0 + 8.0 * k if isinstance(store, PlainStore) else 6.1 + 1.97 * k
 
 
 def gpus_of_actor(recipe: Recipe) -> float:

@@ -33,12 +33,11 @@ from fusion_ray.engines.scoring import (
 )
 from fusion_ray.errors import DeadEngineError, FusionRayError
 from fusion_ray.progress import Tell
-from fusion_ray.recipe import CompactStore, Distributions, Model, Recipe, SampledStore, Store
+from fusion_ray.recipe import Distributions, Model, PlainStore, Recipe, Store
 from fusion_ray.stages import cluster
 from fusion_ray.stages.metrics import Meter
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.attempts import Attempts, forget_attempts, open_attempts
-from fusion_ray.storage.draws_codec import store_draws
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
@@ -182,12 +181,7 @@ class _Score:
 
 
 def _pack(scored: pa.Table, store: Store) -> pa.Table:
-    match store:
-        case CompactStore():
-            return compact_topk(scored)
-        case SampledStore():
-            return store_draws(scored, store.draws)
-    return scored
+    return scored if isinstance(store, PlainStore) else compact_topk(scored)
 
 
 def _leave(scorer: Scorer, attempts: Attempts, error: DeadEngineError) -> NoReturn:

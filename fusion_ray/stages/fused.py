@@ -91,6 +91,10 @@ class _Shards:
         return {label: read_shard(inputs[label].folder, self.records[label][path]) for label in labels or inputs}
 
     @property
+    def drawn(self) -> bool:
+        return bool(self.artifact.inputs["pivot"].settings["store"]["kind"] == "sampled")
+
+    @property
     def folders(self) -> dict[str, str]:
         return {name: model.folder for name, model in self.artifact.models.items()}
 
@@ -105,15 +109,19 @@ class _FuseShard:
 
     def __call__(self, path: str) -> dict[str, Any]:
         artifact, tables = self.shards.artifact, self.shards.read(path)
-        fuser = _fuser(self.settings, tuple(self.shards.folders.items()), tuple(self.statistics.items()))
+        statistics = tuple(self.statistics.items())
+        fuser = _fuser(self.settings, tuple(self.shards.folders.items()), statistics, self.shards.drawn)
         fuse = fuser.fuse_answers if artifact.of_answers else fuser.fuse
         fused = fuse(tables.pop("corpus"), tables)
         return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
 
 @lru_cache(maxsize=1)
-def _fuser(settings: Fused, folders: tuple[tuple[str, str], ...], statistics: tuple[tuple[str, Any], ...]) -> Fuser:
-    return Fuser(settings, dict(folders), {name: ray.get(reference) for name, reference in statistics})
+def _fuser(
+    settings: Fused, folders: tuple[tuple[str, str], ...], statistics: tuple[tuple[str, Any], ...], drawn: bool
+) -> Fuser:
+    known = {name: ray.get(reference) for name, reference in statistics}
+    return Fuser(settings, dict(folders), known, drawn=drawn)
 
 
 def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
-from fusion_ray.storage.draws_codec import is_drawn, read_draws
 from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 from fusion_ray.storage.topk_codec import expand_topk, is_compact
 
@@ -99,7 +98,7 @@ def find_shard(folder: str, path: str, fingerprint: str) -> ShardRecord | None:
 def read_shard(folder: str, record: ShardRecord, columns: list[str] | None = None) -> pa.Table:
     """Read a shard that a manifest lists, after checking its bytes against the manifest.
 
-    Distributions in compact columns or draws come back as plain ones; see `topk_codec` and `draws_codec`.
+    Distributions in compact columns come back as plain ones; see `topk_codec`.
 
     Raises:
         CorruptArtifactError: The bytes differ from what the manifest recorded, or are not Parquet.
@@ -116,9 +115,9 @@ def read_shard(folder: str, record: ShardRecord, columns: list[str] | None = Non
     try:
         parquet = pq.ParquetFile(pa.BufferReader(data))
         names = parquet.schema_arrow.names
-        if not is_compact(names) and not is_drawn(names):
+        if not is_compact(names):
             return parquet.read(columns)
-        table = expand_topk(parquet.read()) if is_compact(names) else read_draws(parquet.read())
+        table = expand_topk(parquet.read())
         return table.select(columns) if columns else table
     except (pa.ArrowException, OSError) as error:
         raise CorruptArtifactError(f"{uri}: not readable as Parquet ({error}).") from error

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from toys import Toys, make_toys
@@ -54,6 +55,24 @@ def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished
         for shard in read_manifest(corpus.folder).shards_of("train"):
             expected = read_shard(corpus.folder, shard, ["id"])
             assert read_shard(folder, theirs[shard.path], ["id"]).equals(expected)
+
+
+def test_draws_stand_for_whole_distributions_and_reach_the_fused_set_uncut(toys: Toys, tmp_path: Path) -> None:
+    settings = ("distributions.store={kind: sampled, draws: 6}", "targets.tail=sampled", "fused.choose.trust=0.9")
+    recipe = load_recipe(toys.recipe_path, (f"runs={tmp_path}", *settings))
+    pipeline.run(recipe, until="fused")
+    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    widths: dict[str, set[int]] = {"distributions/pivot": set(), "fused/code": set()}
+    for name, found in widths.items():
+        for shard in read_manifest(artifacts[name].folder).shards:
+            columns = read_shard(artifacts[name].folder, shard, ["real_logprobs", "topk_logprobs"])
+            positions = len(columns["real_logprobs"].combine_chunks().flatten())
+            logprobs = columns["topk_logprobs"].combine_chunks().flatten().to_numpy().reshape(positions, -1)
+            found.add(logprobs.shape[1])
+            if name == "distributions/pivot":
+                np.testing.assert_allclose(np.exp(logprobs).sum(axis=1), 1, atol=0.01)
+    # The gold token stands beside the six where the source is not wholly believed.
+    assert widths["distributions/pivot"] == {6} and max(widths["fused/code"]) == 7
 
 
 def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:

@@ -17,7 +17,7 @@ from fusion_ray.fusion import DtwAlign, Fused
 from fusion_ray.recipe import Distributions, Model
 from fusion_ray.reporting.alignment_view import view_alignment
 from fusion_ray.storage.chats import CORPUS_SCHEMA
-from fusion_ray.storage.draws_codec import read_draws, store_draws
+from fusion_ray.storage.topk_codec import compact_topk, expand_topk
 
 TEXTS = [
     "The answer is 42.",
@@ -198,7 +198,7 @@ def drawn(shard: dict[str, Any], names: list[str], draws: int, seed: int) -> dic
         tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
         scorer = TransformersScorer(path, 5, dtype="float32", sampling=Sampling(draws, seed))
         scored = score_rows(render_rows(shard["chats"], tokenizer, settings), scorer)
-        tables[name] = read_draws(store_draws(scored, draws))
+        tables[name] = expand_topk(compact_topk(scored))
     return tables
 
 
@@ -227,6 +227,17 @@ def test_draws_that_hit_many_ids_are_not_cut_where_the_pivots_hit_few(shard: dic
     assert pivot.topk.ids_TK.shape[1] <= 2 < projected.ids_TK.shape[1]
     for row in fuser.fuse(shard["chats"], few | many).table.to_pylist()[:usable]:
         assert len(row["topk_ids"]) == len(row["chosen"]) * projected.ids_TK.shape[1]
+
+
+def test_of_draws_that_are_believed_in_part_nothing_is_cut(shard: dict[str, Any]) -> None:
+    names = ["pivot", "other"]
+    folders, scored = {name: shard["folders"][name] for name in names}, drawn(shard, names, 6, 0)
+    settings = Fused.model_validate({"choose": {"trust": 0.5}})
+    mass = {}
+    for is_drawn, width in ((True, 7), (False, 6)):  # the gold token is one more than was drawn
+        fused = Fuser(settings, folders, drawn=is_drawn).fuse(shard["chats"], scored).table.to_pylist()[0]
+        mass[is_drawn] = np.exp(np.array(fused["topk_logprobs"]).reshape(-1, width)).sum(axis=1)
+    assert (mass[True] >= mass[False]).all() and (mass[True] > mass[False] + 1e-4).any()
 
 
 def test_too_long_chats_are_cut_at_the_recipes_or_the_models_limit_and_counted(shard: dict[str, Any]) -> None:
@@ -260,7 +271,7 @@ def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
     fuser = Fuser(Fused(), {name: shard["folders"][name] for name in ("pivot", "twin")})
     for seed in range(repeats):
         scorer._sampling = Sampling(draws, seed)
-        table = read_draws(store_draws(score_rows(rendered, scorer), draws))
+        table = score_rows(rendered, scorer)
         projection = fuser.project("twin", read_scored(table), read_scored(table))
         for t, (ids, logprobs) in enumerate(zip(projection.topk.ids_TK, projection.topk.logprobs_TK, strict=True)):
             mean_TV[t, ids[ids >= 0]] += np.exp(logprobs[ids >= 0].astype(np.float64)) / repeats

@@ -104,13 +104,14 @@ def take(chosen_T: np.ndarray, topks: Sequence[TopK]) -> TopK:
     )
 
 
-def mix(weights_MT: np.ndarray, topks: Sequence[TopK]) -> TopK:
-    """Average distributions; as many entries are kept as came in, ties to the lower id, the others go to the tail.
+def mix(weights_MT: np.ndarray, topks: Sequence[TopK], top_k: int) -> TopK:
+    """Average distributions; the `top_k` largest entries are kept, ties to the lower id, the others go to the tail.
 
     A model that does not cover a position (NaN for its real token) weighs nothing there.
 
     Args:
         weights_MT: Weight of each model at each position.
+        top_k: Entries to keep.
 
     Raises:
         NonFiniteError: A position that no weighty model covers.
@@ -130,7 +131,7 @@ def mix(weights_MT: np.ndarray, topks: Sequence[TopK]) -> TopK:
     masses_TL = np.concatenate(
         [weight_T[:, None] * np.exp(topk.logprobs_TK) for weight_T, topk in zip(weights_MT, topks, strict=True)], axis=1
     )
-    ids_TK, masses_TK = _add_up(ids_TL, masses_TL, max(topk.ids_TK.shape[1] for topk in topks))
+    ids_TK, masses_TK = _add_up(ids_TL, masses_TL, top_k)
     logprobs_TK = np.log(masses_TK, where=ids_TK >= 0, out=np.full(masses_TK.shape, -np.inf))
     return TopK(ids_TK, logprobs_TK.astype(np.float32), real_T.astype(np.float32))
 

@@ -77,14 +77,14 @@ def soft_target(
     Args:
         gold_N: Token that really came.
         ids_NK: Kept tokens, -1 where unused.
-        logprobs_NK: Their natural-log probabilities over the whole vocabulary, or under `sampled` ln(count / draws);
-            -inf where unused.
+        logprobs_NK: Their natural-log probabilities over the whole vocabulary, or under `sampled` of what each entry
+            stands for; -inf where unused.
         chosen_N: Which model was chosen; -1 for none.
         lambda_: Weight of gold where a model was chosen.
         tail: `bucket` keeps the mass outside the kept tokens as one outcome; `renormalise` drops it; `sampled` says
-            that there is none: the ids were drawn from P, each at most once here, and their shares estimate all of P
-            without bias (random sampling KD, arXiv 2503.16870, with P itself as the proposal).
-        temperature: Above 1 flattens P; must be 1 under `sampled`, whose shares would else be biased.
+            that there is none: entries were drawn from P, and stand for all of it without bias (random sampling KD,
+            arXiv 2503.16870; see `engines.head.keep_draws`).
+        temperature: Above 1 flattens P; must be 1 under `sampled`, whose entries would else be biased.
     """
     logprobs_NK = logprobs_NK.float().masked_fill(ids_NK < 0, -torch.inf)
     taught_N = (chosen_N != GOLD_ONLY) & (ids_NK >= 0).any(dim=1)
