@@ -53,6 +53,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "4 to a chat": MULTI | ASKED[4],
         "4 to a chat, as gold (lambda 1)": MULTI | ASKED[4] | {"targets.lambda_": 1.0},
     },
+    "answers_drawn": {"the 64 largest": MULTI | ASKED[4], "64 draws": MULTI | ASKED[4] | DRAWN[64]},
     "answers_one_vocabulary": {"all different": MULTI | ASKED[4], "one": MULTI | ASKED[4] | ONE},
     "answers_merged": {"none": MAIN, "2 to a chat": MAIN | ASKED[2]},
     "loss": {
