@@ -56,7 +56,7 @@ def keep_draws(
 
     Tokens above a threshold keep their probability; of the others some are drawn, with a chance in proportion to
     theirs, and each counts as the threshold. So every token's entry is on average its probability, and all entries
-    sum to 1; no k entries of that kind have a smaller variance (VarOpt, Cohen et al., arXiv 0803.0473). Columns from
+    sum to 1; no k entries of that kind vary less in total (VarOpt, Cohen et al., arXiv 0803.0473). Columns from
     `n_tokens` on are never kept, and their share is missing from the sum. Equal entries stand in order of their ids;
     unused places hold -1 and -inf.
 
