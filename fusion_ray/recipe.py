@@ -213,10 +213,10 @@ class Recipe(Section):
         if isinstance(self.distributions.store, SampledStore):
             for name, model in self.models().items():
                 engine = model.engine or self.distributions.engine
-                if engine.kind != "transformers":
+                if engine.kind == "openai":
                     raise ValueError(
-                        f"distributions.store: sampled needs the engine transformers, and {name} has {engine.kind}, "
-                        "which gives the largest entries only"
+                        f"distributions.store: sampled needs the engine vllm or transformers, and {name} has "
+                        f"{engine.kind}: a server gives the largest entries only"
                     )
         return self
 

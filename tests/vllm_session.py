@@ -3,8 +3,9 @@
     python tests/vllm_session.py REQUEST.npz RESULT.npz FOLDER...
 
 The request holds `row0`, `at0`, `row1`, ...: token ids and positions. The result holds, of model m and row i,
-`ids_m_i`, `logprobs_m_i` and `real_m_i`, and the errors that a too long sequence and a dead engine gave; with several
-models also what the first one writes after the first rows, and its bits per byte in lm-evaluation-harness.
+`ids_m_i`, `logprobs_m_i` and `real_m_i`, what was drawn from the first model, `drawn_ids_i` and `drawn_logprobs_i`,
+and the errors that a too long sequence and a dead engine gave; with several models also what the first one writes
+after the first rows, and its bits per byte in lm-evaluation-harness.
 """
 
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion_ray.engines.harness import run_harness
-from fusion_ray.engines.scorer import make_scorer
+from fusion_ray.engines.scorer import Sampling, make_scorer
 from fusion_ray.engines.vllm import VllmGenerator
 from fusion_ray.errors import FusionRayError
 from fusion_ray.evaluation import Evaluate
@@ -42,6 +43,12 @@ def main(request_path: str, result_path: str, folders: list[str]) -> None:
         if m == len(folders) - 1:
             scorer._engine = engine
             result["dead"] = np.array(error_of(scorer, np.zeros(5, dtype=np.int32)))
+    drawing = make_scorer(
+        VllmEngine(dtype="float32"), folders[0], 4, sampling=Sampling(8, seed=3), max_length=256, threads=1
+    )
+    for i, scored in enumerate(drawing.score(rows, positions)):
+        result |= {f"drawn_ids_{i}": scored.ids_TK, f"drawn_logprobs_{i}": scored.logprobs_TK}
+    drawing.close()
     if len(folders) > 1:
         result |= write(rows[:4], folders[0])
     np.savez(result_path, **result)

@@ -63,12 +63,36 @@ def keep_draws(
     Args:
         logits_NV: Of N positions.
         real_ids_N: The tokens that came; their log-probabilities are measured, not drawn.
-        uniforms_N: Where the draws of each position begin, in [0, 1): the same numbers give the same entries.
+        uniforms_N: Where the draws of each position begin, in [0, 1), see `uniforms_of`: the same numbers give the same
+            entries.
         k: Entries of each position.
         n_tokens: Length of the tokenizer.
     """
     parts = [_draw(logits_NV[at], real_ids_N[at], uniforms_N[at], k, n_tokens) for at in _in_cache(logits_NV)]
     return Kept(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def uniforms_of(ids_N: torch.Tensor, seed: int) -> torch.Tensor:
+    """A number in [0, 1) for each token of a sequence, float64, that depends on it, all before it, and the seed.
+
+    So a sequence is drawn the same in any batch and by any engine. A hash: the splitmix64 of a sum of splitmix64s.
+    """
+    places_N = torch.arange(1, len(ids_N) + 1, device=ids_N.device)
+    hashes_N = _splitmix64(_splitmix64(ids_N.long() + (places_N << 32)).cumsum(dim=0) + seed)
+    return ((hashes_N >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def _splitmix64(numbers_N: torch.Tensor) -> torch.Tensor:
+    """Mix the bits of int64 numbers; products and sums wrap around."""
+    mixed_N = numbers_N * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        mixed_N = (mixed_N ^ _shifted(mixed_N, shift)) * factor
+    return mixed_N ^ _shifted(mixed_N, 31)
+
+
+def _shifted(numbers_N: torch.Tensor, by: int) -> torch.Tensor:
+    """Shifted right as if unsigned."""
+    return (numbers_N >> by) & ((1 << (64 - by)) - 1)
 
 
 def _draw(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_N: torch.Tensor, k: int, n_tokens: int) -> Kept:

@@ -1,6 +1,5 @@
 """What a scoring engine is, and how the recipe's `engine` section becomes one."""
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -53,15 +52,6 @@ class Sampling(NamedTuple):
 
     draws: int
     seed: int = 0
-
-    def uniforms(self, input_ids: np.ndarray, n_positions: int) -> np.ndarray:
-        """Where in [0, 1) to begin at each position of a conversation, float64 [n_positions].
-
-        They depend on its tokens and the seed alone, so that a row is drawn the same in any batch and shard.
-        """
-        tokens = np.ascontiguousarray(input_ids, dtype="<i4").tobytes()
-        digest = hashlib.blake2b(tokens, digest_size=16, key=str(self.seed).encode()).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).random(n_positions)
 
 
 OpenScorer = Callable[[Model, Distributions, str], Scorer]
@@ -123,7 +113,6 @@ def make_scorer(
             trust_remote_code=trust_remote_code,
             threads=threads,
         )
-    _refuse_draws(engine.kind, sampling)
     if isinstance(engine, VllmEngine):
         from fusion_ray.engines.vllm import VllmScorer
 
@@ -136,8 +125,14 @@ def make_scorer(
             tokens_per_batch=engine.tokens_per_batch,
             max_length=max_length,
             options=engine.options,
+            sampling=sampling,
             trust_remote_code=trust_remote_code,
             threads=threads,
+        )
+    if sampling:
+        raise EngineError(
+            f"engine {engine.kind}: draws need the whole distribution at every position, and a server gives the "
+            "largest entries only. Set the engine to vllm or transformers, or distributions.store to compact."
         )
     return _open_openai(engine, folder, top_k, trust_remote_code)
 
@@ -155,14 +150,6 @@ def _open_openai(engine: OpenAIEngine, folder: str, top_k: int, trust_remote_cod
         retries=engine.retries,
         trust_remote_code=trust_remote_code,
     )
-
-
-def _refuse_draws(kind: str, sampling: Sampling | None) -> None:
-    if sampling is not None:
-        raise EngineError(
-            f"engine {kind}: draws need the whole distribution at every position, and it gives the largest "
-            "entries only. Set the engine to transformers, or distributions.store to compact."
-        )
 
 
 def check_request(

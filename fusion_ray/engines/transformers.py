@@ -9,7 +9,7 @@ import torch
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.head import Keep, Kept, OutputHead, keep_draws, keep_top_k
+from fusion_ray.engines.head import Keep, Kept, OutputHead, keep_draws, keep_top_k, uniforms_of
 from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import Sampling, check_request, check_sizes, empty_top_k
 from fusion_ray.errors import DeadEngineError
@@ -127,8 +127,10 @@ class TransformersScorer:
         """The k largest, or draws: of a row always the same ones, whatever it is batched with."""
         if self._sampling is None:
             return lambda logits, at: keep_top_k(logits, real_ids_N[at], self._top_k, self.n_tokens)
-        uniforms = [self._sampling.uniforms(input_ids[row], len(positions[row])) for row in batch.rows]
-        uniforms_N = torch.from_numpy(np.concatenate(uniforms)).to(real_ids_N.device)
+        seed = self._sampling.seed
+        tokens = {row: torch.from_numpy(input_ids[row][1:]) for row in batch.rows}
+        uniforms = [uniforms_of(ids_N, seed)[positions[row] - 1] for row, ids_N in tokens.items()]
+        uniforms_N = torch.cat(uniforms).to(real_ids_N.device)
         return lambda logits, at: keep_draws(logits, real_ids_N[at], uniforms_N[at], self._top_k, self.n_tokens)
 
     def _own_forward(

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.generator import Generator, Writing, Written
-from fusion_ray.engines.head import keep_top_k
+from fusion_ray.engines.head import Kept, keep_draws, keep_top_k, uniforms_of
 from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
-from fusion_ray.engines.scorer import check_request, check_sizes, empty_top_k
+from fusion_ray.engines.scorer import Sampling, check_request, check_sizes, empty_top_k
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.recipe import VllmEngine
+
+# Draws need the probabilities of the whole vocabulary in float64, of so many positions at once.
+_POSITIONS_AT_ONCE = 256
 
 # Rows that pad the output head may stand among vLLM's top-k; so many more are asked for, to have others to keep.
 _SPARE = 8
@@ -47,6 +51,7 @@ class VllmScorer:
             float32 and outside the memory that vLLM has set aside: keep it at 2,048 or below.
         max_length: Longest sequence that will be asked for; None is the model's own limit.
         options: More arguments of `vllm.LLM`, as they are; they override ours.
+        sampling: Draw from the distributions and keep what was drawn, in place of their top-k.
         trust_remote_code: Run model code that lies in the folder.
         threads: Threads of the CPU build.
 
@@ -65,18 +70,20 @@ class VllmScorer:
         tokens_per_batch: int = 2048,
         max_length: int | None = None,
         options: dict[str, Any] | None = None,
+        sampling: Sampling | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
     ) -> None:
         config = read_config(folder)
         check_weights(folder)
-        self._folder, self._top_k = folder, top_k
+        self._folder, self._sampling, self._top_k = folder, sampling, sampling.draws if sampling else top_k
         self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
         self._n_outputs = int((config.get("text_config") or config).get("vocab_size") or self.n_tokens)
-        check_sizes(folder, top_k, self.n_tokens, self._n_outputs)
-        self._asked = min(top_k + min(_SPARE, self._n_outputs - self.n_tokens), self._n_outputs)
+        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs)
+        spare = 0 if sampling else min(_SPARE, self._n_outputs - self.n_tokens)
+        self._asked = min(self._top_k + spare, self._n_outputs)
         settings = {
             "model": folder,
             "dtype": _own_dtype(config) if dtype == "auto" else dtype,
@@ -92,8 +99,9 @@ class VllmScorer:
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
-        self._engine: Any = _start(settings, options or {}, threads)
-        _keep_our_way(self._engine)
+        ours = f"{__name__}.{KeepsOurWay.__name__}"
+        self._engine: Any = _start({"worker_extension_cls": ours} | settings, options or {}, threads)
+        self._engine.collective_rpc("keep_our_way", args=(None if sampling is None else sampling.seed, self.n_tokens))
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -127,6 +135,11 @@ class VllmScorer:
     def _read(self, flat: Any, positions_T: np.ndarray) -> TopK:
         """Cut the answer positions out of vLLM's flat lists: column 0 is the real token, then the most probable."""
         width = self._asked + 1
+        if self._sampling and any(flat.ranks[::width]):  # Ours are all 0.
+            raise EngineError(
+                f"{self._folder}: this vLLM keeps log-probabilities without asking its sampler, and so cannot give "
+                "draws. Set the engine to transformers, or distributions.store to compact."
+            )
         ids_TA = np.array(flat.token_ids, dtype=np.int32).reshape(-1, width)[positions_T - 1]
         logprobs_TA = np.array(flat.logprobs, dtype=np.float32).reshape(-1, width)[positions_T - 1]
         return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self._top_k, self.n_tokens)
@@ -201,31 +214,38 @@ def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarr
     return TopK(ids_TK, logprobs_TK, real_logprobs_T)
 
 
-def _keep_our_way(engine: Any) -> None:
-    """Have a CPU engine take its top-k as `keep_top_k` does, in a fifth of the time of vLLM's own way; same numbers.
+class KeepsOurWay:
+    """Mixed into vLLM's workers: what is kept of the logits is kept as `engines.head` does it."""
 
-    vLLM makes float32 log-probabilities of the whole vocabulary for all tokens of a step, sorts them and counts ranks
-    that nobody reads. On a GPU it has kernels for that, and stays as it is.
-    """
-    import torch
+    model_runner: Any
 
-    if torch.cuda.is_available() or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        return
+    def keep_our_way(self, seed: int | None, n_tokens: int) -> None:
+        """Keep draws; without a seed, on a CPU, the top-k in a fifth of the time of vLLM's own way, the same numbers.
 
-    def change(worker: Any) -> None:
-        sampler = worker.model_runner.sampler
+        vLLM makes float32 log-probabilities of the whole vocabulary for all tokens of a step, sorts them and counts
+        ranks that nobody reads. On a GPU it has kernels for that, and stays as it is.
+        """
+        import torch
+
+        if seed is None and torch.cuda.is_available():
+            return
+        sampler = self.model_runner.sampler
         sampler.compute_logprobs = lambda logits: logits
-        sampler.gather_logprobs = _gather
-
-    engine.collective_rpc(change)
+        sampler.gather_logprobs = partial(_gather, seed, n_tokens)
 
 
-def _gather(logits_NV: Any, k: int, real_ids_N: Any) -> Any:
-    """What vLLM's `Sampler.gather_logprobs` gives, from logits; ranks are all 0."""
+def _gather(seed: int | None, n_tokens: int, logits_NV: Any, k: int, real_ids_N: Any) -> Any:
+    """What vLLM's `Sampler.gather_logprobs` gives, from logits of a sequence; ranks are all 0."""
     import torch
     from vllm.v1.outputs import LogprobsTensors
 
-    kept = keep_top_k(logits_NV, real_ids_N, k, logits_NV.shape[1])
+    if seed is None:
+        kept = keep_top_k(logits_NV, real_ids_N, k, logits_NV.shape[1])
+    else:
+        positions = (logits_NV, real_ids_N, uniforms_of(real_ids_N, seed))
+        parts = zip(*(each.split(_POSITIONS_AT_ONCE) for each in positions), strict=True)
+        drawn = [keep_draws(logits, real, uniforms, k, n_tokens) for logits, real, uniforms in parts]
+        kept = Kept(*map(torch.cat, zip(*drawn, strict=True)))
     ids_NA = torch.cat([real_ids_N[:, None], kept.ids_NK], dim=1).to(torch.int32)
     logprobs_NA = torch.cat([kept.real_logprobs_N[:, None], kept.logprobs_NK], dim=1)
     return LogprobsTensors(ids_NA, logprobs_NA, torch.zeros_like(real_ids_N))

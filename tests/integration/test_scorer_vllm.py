@@ -14,6 +14,7 @@ from toy_run import make_recipe
 from fusion_ray import pipeline
 from fusion_ray.engines.generator import TransformersGenerator
 from fusion_ray.engines.harness import run_harness
+from fusion_ray.engines.scorer import Sampling
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.evaluation import Evaluate
 from fusion_ray.recipe import TransformersEngine
@@ -39,7 +40,20 @@ def run_session(tmp_path: Path, architectures: tuple[str, ...]):
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     ours = [TransformersScorer(folder, 8, dtype="float32").score(rows, positions) for folder in folders]
-    return np.load(tmp_path / "result.npz"), ours
+    theirs = np.load(tmp_path / "result.npz")
+    drawing = TransformersScorer(folders[0], 4, dtype="float32", sampling=Sampling(8, seed=3))
+    assert_drawn_alike(theirs, drawing.score(rows, positions))
+    return theirs, ours
+
+
+def assert_drawn_alike(theirs, ours) -> None:
+    """The same draws, but where one lies on an edge."""
+    ids, logprobs = (
+        np.concatenate([theirs[f"drawn_{name}_{i}"] for i in range(len(ours))]) for name in ("ids", "logprobs")
+    )
+    same = (ids == np.concatenate([row.ids_TK for row in ours])).all(axis=1)
+    assert len(same) > 400 and same.mean() > 0.98
+    np.testing.assert_allclose(logprobs[same], np.concatenate([row.logprobs_TK for row in ours])[same], atol=1e-3)
 
 
 def assert_same(theirs, ours) -> None:

@@ -6,11 +6,11 @@ import torch
 import toy_models
 
 from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.head import keep_draws
+from fusion_ray.engines.head import keep_draws, uniforms_of
 from fusion_ray.engines.scorer import Sampling, make_scorer
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import EngineError, RecipeError
-from fusion_ray.recipe import SampledStore, VllmEngine, parse_recipe
+from fusion_ray.recipe import OpenAIEngine, SampledStore, parse_recipe
 
 VOCABULARY = 40
 
@@ -107,6 +107,21 @@ def test_rows_that_pad_the_output_head_are_never_drawn() -> None:
     assert topk.tail_T.mean() == pytest.approx(0.25, abs=0.02)
 
 
+def test_a_token_s_number_depends_on_it_and_all_before_it_and_the_seed() -> None:
+    ids_N = torch.arange(20_000) % 7
+    numbers_N = uniforms_of(ids_N, seed=5)
+    assert numbers_N.dtype == torch.float64 and float(numbers_N.min()) >= 0 and float(numbers_N.max()) < 1
+    assert torch.equal(uniforms_of(ids_N[:50].int(), seed=5), numbers_N[:50])
+    changed_N = ids_N.clone()
+    changed_N[100] += 1
+    assert ((uniforms_of(changed_N, seed=5) == numbers_N) == (torch.arange(20_000) < 100)).all()
+    assert (uniforms_of(ids_N, seed=6) != numbers_N).all()
+    counts = torch.histc(numbers_N, bins=20, min=0, max=1)
+    assert float(((counts - 1000) ** 2 / 1000).sum()) < 40  # chi square of 19 degrees: above with 0.3 %
+    together = np.corrcoef(numbers_N[1:].numpy(), numbers_N[:-1].numpy())[0, 1]
+    assert abs(together) < 0.025
+
+
 def test_a_row_is_drawn_the_same_in_any_batch_and_otherwise_with_another_seed(folder):
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 600, length).astype(np.int32) for length in (40, 9, 80, 23)]
@@ -125,17 +140,17 @@ def test_a_row_is_drawn_the_same_in_any_batch_and_otherwise_with_another_seed(fo
 
 
 def test_draws_need_an_engine_that_gives_whole_distributions(folder):
-    with pytest.raises(EngineError, match=r"engine vllm: draws need the whole distribution.*transformers"):
-        make_scorer(VllmEngine(), folder, 4, sampling=Sampling(10))
+    with pytest.raises(EngineError, match=r"engine openai: draws need the whole distribution.*transformers"):
+        make_scorer(OpenAIEngine(base_url="http://localhost:1"), folder, 4, sampling=Sampling(10))
     recipe = {
         "name": "x",
         "pivot": {"model": folder},
-        "sources": [{"name": "big", "model": folder, "engine": "vllm"}],
+        "sources": [{"name": "big", "model": folder, "engine": {"kind": "openai", "base_url": "http://localhost:1"}}],
         "corpus": {"path": "chats.jsonl"},
         "distributions": {"store": {"kind": "sampled", "draws": 20}},
         "targets": {"tail": "sampled"},
     }
-    with pytest.raises(RecipeError, match=r"sampled needs the engine transformers, and big has vllm"):
+    with pytest.raises(RecipeError, match=r"sampled needs the engine vllm or transformers, and big has openai"):
         parse_recipe(recipe)
     recipe["sources"][0]["engine"] = "transformers"
     assert parse_recipe(recipe).distributions.store == SampledStore(draws=20)
