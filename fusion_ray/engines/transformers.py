@@ -68,7 +68,7 @@ class TransformersScorer:
         self._n_outputs = self._head.n_outputs
         self._folder, self._tokens_per_batch, self._sampling = folder, tokens_per_batch, sampling
         self._top_k = sampling.draws if sampling else top_k
-        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs)
+        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs, drawn=sampling is not None)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""

@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
@@ -81,7 +82,7 @@ class VllmScorer:
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
         self._n_outputs = int((config.get("text_config") or config).get("vocab_size") or self.n_tokens)
-        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs)
+        check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs, drawn=sampling is not None)
         spare = 0 if sampling else min(_SPARE, self._n_outputs - self.n_tokens)
         self._asked = min(self._top_k + spare, self._n_outputs)
         settings = {
@@ -99,9 +100,13 @@ class VllmScorer:
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
-        ours = f"{__name__}.{KeepsOurWay.__name__}"
-        self._engine: Any = _start({"worker_extension_cls": ours} | settings, options or {}, threads)
-        self._engine.collective_rpc("keep_our_way", args=(None if sampling is None else sampling.seed, self.n_tokens))
+        # For a top-k vLLM has kernels of its own on a GPU, and its workers stay as they are.
+        ours = sampling is not None or not torch.cuda.is_available()
+        if ours:
+            settings["worker_extension_cls"] = f"{__name__}.{KeepsOurWay.__name__}"
+        self._engine: Any = _start(settings, options or {}, threads)
+        if ours:
+            self._engine.collective_rpc("keep_our_way", args=(sampling.seed if sampling else None, self.n_tokens))
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -220,15 +225,11 @@ class KeepsOurWay:
     model_runner: Any
 
     def keep_our_way(self, seed: int | None, n_tokens: int) -> None:
-        """Keep draws; without a seed, on a CPU, the top-k in a fifth of the time of vLLM's own way, the same numbers.
+        """Keep draws; without a seed the top-k, on a CPU in a fifth of the time of vLLM's own way, the same numbers.
 
         vLLM makes float32 log-probabilities of the whole vocabulary for all tokens of a step, sorts them and counts
-        ranks that nobody reads. On a GPU it has kernels for that, and stays as it is.
+        ranks that nobody reads.
         """
-        import torch
-
-        if seed is None and torch.cuda.is_available():
-            return
         sampler = self.model_runner.sampler
         sampler.compute_logprobs = lambda logits: logits
         sampler.gather_logprobs = partial(_gather, seed, n_tokens)
@@ -236,7 +237,6 @@ class KeepsOurWay:
 
 def _gather(seed: int | None, n_tokens: int, logits_NV: Any, k: int, real_ids_N: Any) -> Any:
     """What vLLM's `Sampler.gather_logprobs` gives, from logits of a sequence; ranks are all 0."""
-    import torch
     from vllm.v1.outputs import LogprobsTensors
 
     if seed is None:
@@ -270,8 +270,6 @@ def harness_arguments(
 
 def _prepare(settings: dict[str, Any], threads: int | None) -> dict[str, Any]:
     """Set this process's environment for vLLM, and the settings that a machine without a GPU needs."""
-    import torch
-
     _calm_llvmlite()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -139,6 +139,13 @@ def test_a_row_is_drawn_the_same_in_any_batch_and_otherwise_with_another_seed(fo
         np.testing.assert_allclose(one.real_logprobs_T, exact.real_logprobs_T, atol=1e-5)
 
 
+def test_more_draws_than_the_tokenizer_has_tokens_are_refused(folder: str) -> None:
+    with pytest.raises(
+        EngineError, match=r"store\.draws is 601 and the tokenizer has 600 tokens\. Lower \S+store\.draws\."
+    ):
+        TransformersScorer(folder, 4, dtype="float32", sampling=Sampling(601))
+
+
 def test_draws_need_an_engine_that_gives_whole_distributions(folder):
     with pytest.raises(EngineError, match=r"engine openai: draws need the whole distribution.*transformers"):
         make_scorer(OpenAIEngine(base_url="http://localhost:1"), folder, 4, sampling=Sampling(10))
