@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -147,7 +148,7 @@ class TransformersGenerator(Generator):
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         written = [Written("", ended=False)] * len(prompts)
         # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
-        groups = _of_one_length(prompts) if how.seeds else ([row] for row in range(len(prompts)))
+        groups = self._together(prompts, how.max_tokens) if how.seeds else ([row] for row in range(len(prompts)))
         for rows in groups:
             seeds = [how.seeds[row] for row in rows] if how.seeds else []
             choose = _drawing(how.temperature, seeds, len(self._tokenizer)) if seeds else None
@@ -161,36 +162,69 @@ class TransformersGenerator(Generator):
     def _continue(
         self, prompts: list[np.ndarray], max_tokens: int, end_ids: Sequence[int], choose: Any = None
     ) -> np.ndarray:
-        """The new tokens of prompts of one length; what follows an end token means nothing."""
+        """The new tokens of prompts with equal room; what follows an end token means nothing."""
+        ends, length = sorted(set(end_ids)) or None, max(map(len, prompts))
+        made = self._generate(prompts, choose, max_new_tokens=self._room(length, max_tokens), eos_token_id=ends)
+        return np.asarray(made[:, length:].cpu())
+
+    def _generate(self, prompts: list[np.ndarray], choose: Any, **settings: Any) -> Any:
+        """Call Transformers; prompts shorter than the longest are padded before their first token."""
         import torch
         from transformers import GenerationConfig
 
-        ends, length = sorted(set(end_ids)) or None, len(prompts[0])
-        room = max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+            mask[row, width - len(prompt) :] = 1
         # A configuration of our own: a model's may ask for sampling, and what is written must not depend on it.
-        settings = GenerationConfig(
-            do_sample=False, max_new_tokens=room, eos_token_id=ends, pad_token_id=ends[0] if ends else 0
-        )
-        ids = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(self._model.device)
-        made = self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=settings,
+        settings |= {"do_sample": False, "pad_token_id": (settings.get("eos_token_id") or [0])[0]}
+        return self._model.generate(
+            ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            generation_config=GenerationConfig(**settings),
             logits_processor=[choose] if choose else [],
         )
-        return np.asarray(made[:, length:].cpu())
+
+    def _room(self, length: int, max_tokens: int) -> int:
+        """How many tokens may follow a prompt."""
+        return max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
+
+    def _together(self, prompts: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
+        """Numbers of prompts that are continued at once: with equal room; of one length where padding does harm."""
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+
+        def alike(row: int) -> int:
+            length = len(prompts[row])
+            return self._room(length, max_tokens) if self._takes_padding else length
+
+        for _, rows in groupby(order, key=alike):
+            found = list(rows)
+            yield from (found[start : start + _TOGETHER] for start in range(0, len(found), _TOGETHER))
+
+    @cached_property
+    def _takes_padding(self) -> bool:
+        """Whether padding before a prompt leaves what follows as it is; a recurrent model may read it as text."""
+        import torch
+
+        prompts = [np.arange(length) % len(self._tokenizer) for length in (3, 8)]
+
+        def first(_: Any, logits_BV: Any) -> Any:  # Whatever the model says: both ways must go on from one text.
+            return torch.full_like(logits_BV, -torch.inf).index_fill_(1, torch.tensor(0, device=logits_BV.device), 0.0)
+
+        settings = {"max_new_tokens": 2, "output_logits": True, "return_dict_in_generate": True}
+        alone, padded = (
+            torch.stack([step[0] for step in self._generate(given, first, **settings).logits])
+            for given in (prompts[:1], prompts)
+        )
+        tolerance = torch.finfo(self._model.dtype).eps ** 0.5
+        spread = (alone.float() - alone.float().mean()).norm()
+        return bool((alone.float() - padded.float()).norm() <= tolerance * spread)
 
     def close(self) -> None:
         """See `Generator.close`."""
         del self._model
-
-
-def _of_one_length(prompts: Sequence[np.ndarray]) -> Iterator[list[int]]:
-    """Numbers of prompts that are as long as each other: nothing is padded, which not every architecture could take."""
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for _, rows in groupby(order, key=lambda row: len(prompts[row])):
-        found = list(rows)
-        yield from (found[start : start + _TOGETHER] for start in range(0, len(found), _TOGETHER))
 
 
 def _drawing(temperature: float, seeds: Sequence[int], n_tokens: int) -> Callable[[Any, Any], Any]:

@@ -82,10 +82,43 @@ def test_what_is_drawn_is_distributed_as_the_model_says_and_never_a_padding_row(
 
 
 def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(folder: str) -> None:
-    prompts = [[3, 5, 7], [9, 2], [3, 5, 8], [4, 4, 4]]
+    prompts = [[3, 5, 7], [9, 2], [3, 5, 8], [4, 4, 4], [8] * 40, [7]]
     everything = list(range(len(byte_level_tokenizer())))
-    alone = [draw(folder, [p], [s], max_tokens=6, end_ids=everything[5:9])[0] for s, p in enumerate(prompts)]
-    assert draw(folder, prompts, [0, 1, 2, 3], max_tokens=6, end_ids=everything[5:9]) == alone
+    settings: dict[str, Any] = {"max_tokens": 6, "end_ids": everything[::6]}
+    alone = [draw(folder, [prompt], [seed], **settings)[0] for seed, prompt in enumerate(prompts)]
+    assert draw(folder, prompts, [0, 1, 2, 3, 4, 5], **settings) == alone
+    assert any(written.ended for written in alone) and not all(written.ended for written in alone)
+
+
+def groups(folder: str, lengths: list[int], max_length: int) -> list[list[int]]:
+    generator = TransformersGenerator(folder, max_length, dtype="float32")
+    return list(generator._together([np.zeros(length, dtype=np.int32) for length in lengths], 6))
+
+
+def test_prompts_of_all_lengths_are_continued_together_but_for_those_with_less_room(folder: str) -> None:
+    assert groups(folder, [3, 10, 2, 17, 18, 17, 14], 20) == [[2, 0, 1, 6], [3, 5], [4]]
+    assert [len(found) for found in groups(folder, list(range(1, 101)), 200)] == [64, 36]
+    prompts = [np.array(prompt, dtype=np.int32) for prompt in ([3, 5], [4] * 17, [6] * 18)]
+    settings: dict[str, Any] = {"end_ids": [], "temperature": 1.0, "seeds": [0, 1, 2]}
+    generator = TransformersGenerator(folder, 20, dtype="float32")
+    limited = generator.sample(prompts, max_tokens=6, **settings)
+    for row, room in enumerate((6, 3, 2)):
+        free = TransformersGenerator(folder, dtype="float32").sample(prompts, max_tokens=room, **settings)
+        assert limited[row] == free[row]
+
+
+def test_a_model_that_reads_padding_as_text_gets_prompts_of_one_length(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
+
+    torch.manual_seed(0)
+    config = RecurrentGemmaConfig(
+        vocab_size=len(byte_level_tokenizer()), hidden_size=32, lru_width=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=48, block_types=["recurrent", "attention"], attention_window_size=32,
+    )  # fmt: skip
+    folder = str(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    assert groups(folder, [3, 2, 3], 20) == [[1], [0, 2]]
 
 
 def test_an_answer_that_does_not_end_says_so_and_one_that_ends_stops_there(folder: str) -> None:
