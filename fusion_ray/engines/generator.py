@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
+from fusion_ray.errors import EngineError
 from fusion_ray.recipe import Dtype, OpenAIEngine, TransformersEngine, VllmEngine
-
-_TOGETHER = 64  # Prompts that are continued at once.
 
 
 class Written(NamedTuple):
@@ -105,6 +104,7 @@ def make_generator(
             folder,
             max_length,
             dtype=engine.dtype,
+            tokens_per_batch=engine.tokens_per_batch,
             attention=engine.attention,
             trust_remote_code=trust_remote_code,
         )
@@ -124,6 +124,7 @@ class TransformersGenerator(Generator):
         folder: Local Hugging Face model folder.
         max_length: Longest sequence, prompt and answer together; None is the model's own limit.
         dtype: `auto` is the checkpoint's own.
+        tokens_per_batch: Padded tokens, written ones among them, that are held at once where answers are drawn.
         attention: As in the recipe's engine.
         trust_remote_code: Run model code that lies in the folder.
 
@@ -137,22 +138,34 @@ class TransformersGenerator(Generator):
         max_length: int | None = None,
         *,
         dtype: Dtype | str = "auto",
+        tokens_per_batch: int = 8192,
         attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        self._folder, self._tokens_per_batch = folder, tokens_per_batch
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
         limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
         self.max_length = min(limits, default=None)
 
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
+        from fusion_ray.engines.transformers import is_fatal
+
         written = [Written("", ended=False)] * len(prompts)
         # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
         groups = self._together(prompts, how.max_tokens) if how.seeds else ([row] for row in range(len(prompts)))
         for rows in groups:
             seeds = [how.seeds[row] for row in rows] if how.seeds else []
             choose = _drawing(how.temperature, seeds, len(self._tokenizer)) if seeds else None
-            made = self._continue([prompts[row] for row in rows], how.max_tokens, how.end_ids, choose)
+            try:
+                made = self._continue([prompts[row] for row in rows], how.max_tokens, how.end_ids, choose)
+            except RuntimeError as error:
+                if not is_fatal(error):
+                    raise
+                raise EngineError(
+                    f"{self._folder}: the device failed while continuing {len(rows)} prompts of up to "
+                    f"{len(prompts[rows[-1]])} tokens ({error}). Against lack of memory lower tokens_per_batch."
+                ) from error
             for row, tokens in zip(rows, made, strict=True):
                 stops = np.flatnonzero(np.isin(tokens, list(how.end_ids)))
                 tokens = tokens[: stops[0]] if len(stops) else tokens
@@ -193,15 +206,17 @@ class TransformersGenerator(Generator):
 
     def _together(self, prompts: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
         """Numbers of prompts that are continued at once: with equal room; of one length where padding does harm."""
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-
-        def alike(row: int) -> int:
-            length = len(prompts[row])
-            return self._room(length, max_tokens) if self._takes_padding else length
-
-        for _, rows in groupby(order, key=alike):
-            found = list(rows)
-            yield from (found[start : start + _TOGETHER] for start in range(0, len(found), _TOGETHER))
+        lengths = [len(prompt) for prompt in prompts]
+        rooms = [self._room(length, max_tokens) for length in lengths]
+        order = sorted(range(len(prompts)), key=lambda row: lengths[row])
+        for _, rows in groupby(order, key=lambda row: rooms[row] if self._takes_padding else lengths[row]):
+            found: list[int] = []
+            for row in rows:
+                if found and (len(found) + 1) * (lengths[row] + rooms[row]) > self._tokens_per_batch:
+                    yield found
+                    found = []
+                found.append(row)
+            yield found
 
     @cached_property
     def _takes_padding(self) -> bool:

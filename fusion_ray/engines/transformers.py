@@ -79,7 +79,7 @@ class TransformersScorer:
             try:
                 scored = self._score_batch(batch, input_ids, positions)
             except RuntimeError as error:
-                if not _is_fatal(error):
+                if not is_fatal(error):
                     raise
                 raise DeadEngineError(
                     f"{self._folder}: the device failed while scoring {len(batch.rows)} sequences of up to "
@@ -153,7 +153,7 @@ class TransformersScorer:
         return max(1, _LOGITS_AT_ONCE.get(self._model.device.type, 1 << 24) // self._n_outputs)
 
 
-def _is_fatal(error: RuntimeError) -> bool:
+def is_fatal(error: RuntimeError) -> bool:
     """Whether an error leaves the device unusable for this process, or its memory in pieces."""
     return isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error)
 
