@@ -145,6 +145,10 @@ class TransformersGenerator(Generator):
         self._folder, self._tokens_per_batch = folder, tokens_per_batch
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        head = self._model.get_output_embeddings()
+        if head is not None:
+            # Transformers hands over the last positions as a slice, for which torch copies the head for each prompt.
+            head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
         limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
         self.max_length = min(limits, default=None)
 

@@ -107,6 +107,15 @@ def test_prompts_of_all_lengths_are_continued_together_but_for_those_with_less_r
         assert limited[row] == free[row]
 
 
+def test_the_output_head_is_given_no_slice_for_which_torch_would_copy_it(folder: str) -> None:
+    generator, seen = TransformersGenerator(folder, dtype="float32"), []
+    head = generator._model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    prompts = [np.array([3, 5, 7], dtype=np.int32)] * 2
+    generator.sample(prompts, max_tokens=2, end_ids=[], temperature=1.0, seeds=[0, 1])
+    assert seen and all(seen)
+
+
 def test_a_model_that_reads_padding_as_text_gets_prompts_of_one_length(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, RecurrentGemmaConfig
 
