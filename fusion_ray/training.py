@@ -33,9 +33,9 @@ class EarlyStop(Section):
 
 
 class Targets(Section):
-    """How the pivot is fine-tuned into one target per source; defaults are the paper's."""
+    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `lambda_` (its is 0.9)."""
 
-    lambda_: float = Field(0.9, ge=0, le=1)
+    lambda_: float = Field(0.5, ge=0, le=1)
     lambda_end: float | None = Field(None, ge=0, le=1)
     gate: Literal["none", "online"] = "none"
     divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"

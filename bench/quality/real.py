@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", choices=sorted(set(MODELS) - {PIVOT}), default=["gemma3"])
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
-    parser.add_argument("--lambda_", type=float, default=0.2)
+    parser.add_argument("--lambda_", type=float, default=0.5)
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
     parser.add_argument("--kept", type=int, default=KEPT, help="entries of each distribution")
     parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")

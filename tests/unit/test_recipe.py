@@ -24,7 +24,7 @@ def with_overrides(*overrides: str) -> Recipe:
 
 def test_a_short_recipe_gets_the_defaults() -> None:
     recipe = parse_recipe(SMALL)
-    assert (recipe.targets.lambda_, recipe.targets.learning_rate, recipe.targets.epochs) == (0.9, 5e-6, 3)
+    assert (recipe.targets.lambda_, recipe.targets.learning_rate, recipe.targets.epochs) == (0.5, 5e-6, 3)
     assert (recipe.merged.method.kind, recipe.merged.base) == ("rescaled_sum", "sft")
     assert list(recipe.models()) == ["pivot", "math", "code"]
     assert recipe.folder == "runs/small"
