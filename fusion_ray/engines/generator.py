@@ -142,9 +142,14 @@ class TransformersGenerator(Generator):
         attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        from transformers import GenerationConfig
+
         self._folder, self._tokens_per_batch = folder, tokens_per_batch
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        # Transformers fills what a call leaves open from the model's own generation_config.json: end tokens, penalties
+        # for repetition. What is written must be what the model says.
+        self._model.generation_config = GenerationConfig()
         head = self._model.get_output_embeddings()
         if head is not None:
             # Transformers hands over the last positions as a slice, for which torch copies the head for each prompt.
@@ -195,7 +200,6 @@ class TransformersGenerator(Generator):
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
-        # A configuration of our own: a model's may ask for sampling, and what is written must not depend on it.
         settings |= {"do_sample": False, "pad_token_id": (settings.get("eos_token_id") or [0])[0]}
         return self._model.generate(
             ids.to(self._model.device),

@@ -1,5 +1,7 @@
 """Answering anew: which chats, what is asked, what is drawn from the model, and what of it is kept."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,21 @@ def test_an_answer_that_does_not_end_says_so_and_one_that_ends_stops_there(folde
     assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == [Written("", True)] * 2
     (long,) = draw(folder, [[3, 5]], [0], max_tokens=9, end_ids=[])
     assert whole[0].text and long.text.startswith(whole[0].text)
+
+
+def test_what_is_written_does_not_depend_on_the_models_own_generation_config(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    own = {"eos_token_id": list(range(100, 300)), "repetition_penalty": 5.0, "suppress_tokens": list(range(100))}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(own))
+    for settings in ({"max_tokens": 9}, {"max_tokens": 9, "temperature": 0.1, "end_ids": [2]}):
+        assert draw(str(tmp_path / "m"), [[3, 5, 7], [4]], [0, 1], **settings) == draw(
+            folder, [[3, 5, 7], [4]], [0, 1], **settings
+        )
+    greedy = [
+        TransformersGenerator(place, dtype="float32").generate([np.array([3, 5, 7])], max_tokens=9, end_ids=[])
+        for place in (folder, str(tmp_path / "m"))
+    ]
+    assert greedy[0] == greedy[1]
 
 
 def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
