@@ -77,6 +77,10 @@ class Generator(ABC):
         """
         return self._write(prompts, Writing(max_tokens, end_ids, temperature, seeds))
 
+    def _room(self, length: int, max_tokens: int) -> int:
+        """How many tokens may follow a prompt."""
+        return max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
+
     @abstractmethod
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         """Continue every prompt."""
@@ -207,10 +211,6 @@ class TransformersGenerator(Generator):
             generation_config=GenerationConfig(**settings),
             logits_processor=[choose] if choose else [],
         )
-
-    def _room(self, length: int, max_tokens: int) -> int:
-        """How many tokens may follow a prompt."""
-        return max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
 
     def _together(self, prompts: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
         """Numbers of prompts that are continued at once: with equal room; of one length where padding does harm."""

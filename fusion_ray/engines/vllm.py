@@ -182,8 +182,8 @@ class VllmGenerator(Generator):
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         from vllm import SamplingParams
 
-        ends, most = sorted(set(how.end_ids)), how.max_tokens
-        rooms = [most if self.max_length is None else min(most, self.max_length - len(p)) for p in prompts]
+        ends = sorted(set(how.end_ids))
+        rooms = [self._room(len(prompt), how.max_tokens) for prompt in prompts]
         settings = [
             SamplingParams(
                 max_tokens=room, stop_token_ids=ends, detokenize=False, temperature=how.temperature, seed=seed
