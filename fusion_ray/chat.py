@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fusion_ray.engines.models import load_model, load_tokenizer
+from fusion_ray.engines.models import end_tokens, load_model, load_tokenizer
 
 
 def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -> None:
@@ -25,10 +25,10 @@ def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -
     folder = str(merged if merged.is_dir() else model)
     tokenizer, network = load_tokenizer(folder), load_model(folder)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    ends = network.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    pad = ends[0] if isinstance(ends, list) else ends
-    settings = GenerationConfig(max_new_tokens=max_tokens, eos_token_id=ends, pad_token_id=pad, **sampling)
+    ends = sorted(end_tokens(folder, tokenizer))
+    settings = GenerationConfig(
+        max_new_tokens=max_tokens, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], **sampling
+    )
     console.print(f"[bold]{folder}[/bold]: type a line; an empty one begins anew, Ctrl-D ends.")
     messages: list[dict[str, str]] = []
     while True:

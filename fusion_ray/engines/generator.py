@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusion_ray.engines.models import load_model, load_tokenizer, longest_sequence, read_config
+from fusion_ray.engines.models import end_tokens, load_model, load_tokenizer, longest_sequence, read_config
 from fusion_ray.errors import EngineError
 from fusion_ray.recipe import Dtype, OpenAIEngine, TransformersEngine, VllmEngine
 
@@ -39,9 +39,11 @@ class Generator(ABC):
 
     Attributes:
         max_length: Longest sequence, prompt and answer together; None where no limit is known.
+        own_ends: Tokens that end an answer by the model's own settings, whatever template it is read by.
     """
 
     max_length: int | None
+    own_ends: frozenset[int] = frozenset()
 
     def generate(self, prompts: Sequence[np.ndarray], *, max_tokens: int, end_ids: Sequence[int]) -> list[str]:
         """Continue every prompt with the most probable token, again and again.
@@ -49,7 +51,7 @@ class Generator(ABC):
         Args:
             prompts: Token ids of the model's own tokenizer; each has at least one and leaves room for one more.
             max_tokens: Tokens to add at most; fewer where `max_length` comes first.
-            end_ids: Tokens that end an answer.
+            end_ids: Tokens that end an answer, beside the model's own.
 
         Returns:
             The new text of every prompt, without special tokens.
@@ -57,7 +59,7 @@ class Generator(ABC):
         Raises:
             EngineError: The engine died or refused a prompt.
         """
-        return [written.text for written in self._write(prompts, Writing(max_tokens, end_ids))]
+        return [written.text for written in self._write(prompts, Writing(max_tokens, self._ends(end_ids)))]
 
     def sample(
         self,
@@ -75,7 +77,10 @@ class Generator(ABC):
             temperature: Divides the logits; 1 draws from what the model says.
             seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
         """
-        return self._write(prompts, Writing(max_tokens, end_ids, temperature, seeds))
+        return self._write(prompts, Writing(max_tokens, self._ends(end_ids), temperature, seeds))
+
+    def _ends(self, end_ids: Sequence[int]) -> list[int]:
+        return sorted(self.own_ends.union(end_ids))
 
     def _room(self, length: int, max_tokens: int) -> int:
         """How many tokens may follow a prompt."""
@@ -154,6 +159,7 @@ class TransformersGenerator(Generator):
         # Transformers fills what a call leaves open from the model's own generation_config.json: end tokens, penalties
         # for repetition. What is written must be what the model says.
         self._model.generation_config = GenerationConfig()
+        self.own_ends = end_tokens(folder, self._tokenizer)
         head = self._model.get_output_embeddings()
         if head is not None:
             # Transformers hands over the last positions as a slice, for which torch copies the head for each prompt.
@@ -189,7 +195,7 @@ class TransformersGenerator(Generator):
         self, prompts: list[np.ndarray], max_tokens: int, end_ids: Sequence[int], choose: Any = None
     ) -> np.ndarray:
         """The new tokens of prompts with equal room; what follows an end token means nothing."""
-        ends, length = sorted(set(end_ids)) or None, max(map(len, prompts))
+        ends, length = list(end_ids) or None, max(map(len, prompts))
         made = self._generate(prompts, choose, max_new_tokens=self._room(length, max_tokens), eos_token_id=ends)
         return np.asarray(made[:, length:].cpu())
 

@@ -137,6 +137,23 @@ def check_weights(folder: str) -> None:
     raise EngineError(f"{folder}: it has no weights (expected model.safetensors or model-0000i-of-0000N.safetensors).")
 
 
+def end_tokens(folder: str, tokenizer: Any) -> frozenset[int]:
+    """Tokens with which a model ends a text by its own settings: generation_config.json, config.json, its tokenizer.
+
+    They need not be the token that a chat template ends a turn with: many base models have another one, and some models
+    have several.
+    """
+    path = Path(folder) / "generation_config.json"
+    sections = [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    config = read_config(folder)
+    sections += [config, config.get("text_config") or {}, {"eos_token_id": tokenizer.eos_token_id}]
+    found: set[int] = set()
+    for section in sections:
+        ends = section.get("eos_token_id")
+        found.update(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    return frozenset(found)
+
+
 def longest_sequence(config: dict[str, Any]) -> int | None:
     """Longest sequence a model was made for, from its config.json; None where it names no limit.
 

@@ -14,7 +14,7 @@ from fusion_ray.algorithms.chat.token_ends import token_table
 from fusion_ray.algorithms.topk import TopK
 from fusion_ray.engines.generator import Generator, Writing, Written
 from fusion_ray.engines.head import Kept, keep_draws, keep_top_k, uniforms_of
-from fusion_ray.engines.models import check_weights, load_tokenizer, longest_sequence, read_config
+from fusion_ray.engines.models import check_weights, end_tokens, load_tokenizer, longest_sequence, read_config
 from fusion_ray.engines.scorer import Sampling, check_request, check_sizes, empty_top_k
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.recipe import VllmEngine
@@ -100,8 +100,14 @@ class VllmScorer:
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
+        extension = (options or {}).get("worker_extension_cls")
+        if sampling and extension:
+            raise EngineError(
+                f"{folder}: draws (distributions.store: sampled) need vLLM's worker_extension_cls, for which the "
+                f"engine's options give {extension}. Leave it out, or set the engine to transformers."
+            )
         # For a top-k vLLM has kernels of its own on a GPU, and its workers stay as they are.
-        ours = sampling is not None or not torch.cuda.is_available()
+        ours = sampling is not None or not (extension or torch.cuda.is_available())
         if ours:
             settings["worker_extension_cls"] = f"{__name__}.{KeepsOurWay.__name__}"
         self._engine: Any = _start(settings, options or {}, threads)
@@ -165,6 +171,7 @@ class VllmGenerator(Generator):
         config = read_config(folder)
         check_weights(folder)
         self._folder, self._tokenizer = folder, load_tokenizer(folder, trust_remote_code)
+        self.own_ends = end_tokens(folder, self._tokenizer)
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
         settings = {
@@ -182,7 +189,7 @@ class VllmGenerator(Generator):
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         from vllm import SamplingParams
 
-        ends = sorted(set(how.end_ids))
+        ends = list(how.end_ids)
         rooms = [self._room(len(prompt), how.max_tokens) for prompt in prompts]
         settings = [
             SamplingParams(

@@ -17,7 +17,7 @@ from fusion_ray.answers import Answers
 from fusion_ray.engines.answering import answer_anew, best_known
 from fusion_ray.engines.fusing import Fuser
 from fusion_ray.engines.generator import Generator, TransformersGenerator, Writing, Written, _drawing, make_generator
-from fusion_ray.engines.models import load_model
+from fusion_ray.engines.models import end_tokens, load_model, load_tokenizer
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import RecipeError
@@ -143,7 +143,7 @@ def test_an_answer_that_does_not_end_says_so_and_one_that_ends_stops_there(folde
 
 def test_what_is_written_does_not_depend_on_the_models_own_generation_config(folder: str, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "m")
-    own = {"eos_token_id": list(range(100, 300)), "repetition_penalty": 5.0, "suppress_tokens": list(range(100))}
+    own = {"repetition_penalty": 5.0, "suppress_tokens": list(range(100))}
     (tmp_path / "m" / "generation_config.json").write_text(json.dumps(own))
     for settings in ({"max_tokens": 9}, {"max_tokens": 9, "temperature": 0.1, "end_ids": [2]}):
         assert draw(str(tmp_path / "m"), [[3, 5, 7], [4]], [0, 1], **settings) == draw(
@@ -154,6 +154,26 @@ def test_what_is_written_does_not_depend_on_the_models_own_generation_config(fol
         for place in (folder, str(tmp_path / "m"))
     ]
     assert greedy[0] == greedy[1]
+
+
+def test_an_answer_ends_where_the_model_itself_ends_a_text_whatever_the_template_says(
+    folder: str, tmp_path: Path
+) -> None:
+    (whole,) = draw(folder, [[3, 5, 7]], [0], max_tokens=9, end_ids=[])
+    assert not whole.ended
+    shutil.copytree(folder, tmp_path / "m")
+    ids = byte_level_tokenizer().encode(whole.text, add_special_tokens=False)
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids[4], 10**6]}))
+    (cut,) = draw(str(tmp_path / "m"), [[3, 5, 7]], [0], max_tokens=9, end_ids=[])
+    assert cut.ended and whole.text.startswith(cut.text) and len(cut.text) < len(whole.text)
+
+
+def test_the_end_tokens_of_a_model_are_those_of_all_of_its_settings(folder: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7, "text_config": {"eos_token_id": [8, 9]}}))
+    assert end_tokens(str(tmp_path), tokenizer) == {7, 8, 9, tokenizer.eos_token_id} - {None}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [11, 7]}))
+    assert end_tokens(str(tmp_path), tokenizer) == {7, 8, 9, 11, tokenizer.eos_token_id} - {None}
 
 
 def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:

@@ -63,3 +63,9 @@ def test_a_missing_vllm_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("fusion_ray.engines.vllm._ENVIRONMENT", {})
     with pytest.raises(EngineError, match="Install the extra 'vllm'"):
         VllmScorer(folder, 4)
+
+
+def test_draws_with_a_worker_extension_of_the_users_own_are_refused(tmp_path):
+    folder = toy_models.save_toy(tmp_path, "llama", toy_models.byte_level_tokenizer())
+    with pytest.raises(EngineError, match=r"the engine's options give mine\.Extension\. Leave it out"):
+        VllmScorer(folder, 4, sampling=Sampling(2), options={"worker_extension_cls": "mine.Extension"})
