@@ -112,6 +112,7 @@ def print_main(found: list[Outcome]) -> Rows:
     shares = ", ".join(_percent([_recovered(outcome, "merged")]) for outcome in found)
     print(f"\nRecovered share of the oracle's gain: {shares}\n")
     print_domains(found)
+    print_calibration(found)
     sft = dict(rows)["sft"]
     holds = sft.better == sft.seeds and sft.p_value < 0.001
     _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
@@ -137,6 +138,21 @@ def print_domains(found: list[Outcome]) -> None:
             f"{beside.high:+.4f}] | {beside.p_value:.4f} | {_percent([math.nan if share is None else share])} |"
         )
         _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
+
+
+def print_calibration(found: list[Outcome]) -> None:
+    """How far each model's confidence in its first choice is off, and how often that is right; means over the seeds.
+
+    Only models of the pivot's tokenizer compare: the others choose among other tokens.
+    """
+    print("\n| model | calibration error | lowest and highest seed | first choice right |\n|---|---|---|---|")
+    for model in found[0].report["calibration"]:
+        if model.startswith("source:"):
+            continue
+        bins = [outcome.report["calibration"][model] for outcome in found]
+        errors = [each["error"] for each in bins]
+        right = np.mean([each["accuracy"] for each in bins])
+        print(f"| {model} | {np.mean(errors):.3f} | {min(errors):.3f}, {max(errors):.3f} | {right:.1%} |")
 
 
 def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
