@@ -25,6 +25,9 @@ _PLACEMENT = {
     "block_mib", "batch_size", "nodes", "trackers",
 }  # fmt: skip
 
+# Settings of what teachers say; the SFT control has none, so it stays as it is when one of them changes.
+_OF_TEACHING = {"lambda_", "lambda_end", "gate", "divergence", "tail", "temperature"}
+
 NO_HELDOUT = (
     "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the report: "
     "--until merged."
@@ -239,8 +242,10 @@ def _targets(
     first = next(iter(fused.values()))
     inputs = {name: {"fused": artifact} | answers[name] for name, artifact in fused.items()}
     inputs |= {name: {"fused": first, "pivot": distributions["pivot"]} for name in recipe.targets.controls}
+    untaught = {key: value for key, value in settings.items() if key not in _OF_TEACHING}
     return {
-        name: _artifact(recipe, "targets", name, settings, needs, {"pivot": pivot}) for name, needs in inputs.items()
+        name: _artifact(recipe, "targets", name, untaught if name == "sft" else settings, needs, {"pivot": pivot})
+        for name, needs in inputs.items()
     }
 
 

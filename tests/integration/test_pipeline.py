@@ -126,6 +126,15 @@ def test_a_changed_setting_makes_stale_what_depends_on_it_and_says_why(toys: Toy
     }
 
 
+@pytest.mark.parametrize(
+    "change", ["lambda_=0.9", "lambda_end=0.1", "gate=online", "divergence=kl", "tail=renormalise", "temperature=2"]
+)
+def test_what_teachers_are_asked_for_has_no_say_in_the_sft_control(toys: Toys, finished: Recipe, change: str) -> None:
+    changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", f"targets.{change}"))
+    stale = {name for name, state in states(changed).items() if state != "done"}
+    assert stale == {"targets/code", "targets/reference", "targets/conversation", "merged", "report"}
+
+
 def test_more_actors_make_nothing_stale(toys: Toys, finished: Recipe) -> None:
     changed = load_recipe(
         toys.recipe_path, (f"runs={finished.runs}", "distributions.actors.max=4", "targets.retries=1")
