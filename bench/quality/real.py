@@ -84,6 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     given = parser.parse_args()
@@ -103,7 +104,7 @@ def main() -> None:
 def run_seeds(given: argparse.Namespace) -> list[Outcome]:
     """Run every seed that is not done."""
     found = []
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
         recipe = recipe_of(given, seed)
         if not is_done(recipe):

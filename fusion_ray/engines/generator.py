@@ -29,7 +29,7 @@ class Writing(NamedTuple):
     """How prompts are continued; see `Generator.sample`. Greedily without seeds, which are one for each prompt."""
 
     max_tokens: int
-    end_ids: Sequence[int]
+    end_ids: list[int]
     temperature: float = 0.0
     seeds: Sequence[int] | None = None
 
@@ -156,8 +156,8 @@ class TransformersGenerator(Generator):
         self._folder, self._tokens_per_batch = folder, tokens_per_batch
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
-        # Transformers fills what a call leaves open from the model's own generation_config.json: end tokens, penalties
-        # for repetition. What is written must be what the model says.
+        # Transformers fills what a call leaves open from the model's own generation_config.json, such as penalties for
+        # repetition. What is written must be what the model says.
         self._model.generation_config = GenerationConfig()
         self.own_ends = end_tokens(folder, self._tokenizer)
         head = self._model.get_output_embeddings()
@@ -186,17 +186,18 @@ class TransformersGenerator(Generator):
                     f"{len(prompts[rows[-1]])} tokens ({error}). Against lack of memory lower tokens_per_batch."
                 ) from error
             for row, tokens in zip(rows, made, strict=True):
-                stops = np.flatnonzero(np.isin(tokens, list(how.end_ids)))
+                stops = np.flatnonzero(np.isin(tokens, how.end_ids))
                 tokens = tokens[: stops[0]] if len(stops) else tokens
                 written[row] = Written(self._tokenizer.decode(tokens, skip_special_tokens=True), bool(len(stops)))
         return written
 
     def _continue(
-        self, prompts: list[np.ndarray], max_tokens: int, end_ids: Sequence[int], choose: Any = None
+        self, prompts: list[np.ndarray], max_tokens: int, end_ids: list[int], choose: Any = None
     ) -> np.ndarray:
         """The new tokens of prompts with equal room; what follows an end token means nothing."""
-        ends, length = list(end_ids) or None, max(map(len, prompts))
-        made = self._generate(prompts, choose, max_new_tokens=self._room(length, max_tokens), eos_token_id=ends)
+        length = max(map(len, prompts))
+        room = self._room(length, max_tokens)
+        made = self._generate(prompts, choose, max_new_tokens=room, eos_token_id=end_ids or None)
         return np.asarray(made[:, length:].cpu())
 
     def _generate(self, prompts: list[np.ndarray], choose: Any, **settings: Any) -> Any:

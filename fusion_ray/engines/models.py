@@ -105,13 +105,17 @@ def read_config(folder: str) -> dict[str, Any]:
     _require_folder(folder)
     if not path.is_file():
         raise EngineError(f"{folder}: it has no config.json, so it is not a Hugging Face model folder.")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EngineError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise EngineError(f"{path}: expected an object, got {type(config).__name__}.")
-    return config
+    if not isinstance(found, dict):
+        raise EngineError(f"{path}: expected an object, got {type(found).__name__}.")
+    return found
 
 
 def _require_folder(folder: str) -> None:
@@ -142,9 +146,12 @@ def end_tokens(folder: str, tokenizer: Any) -> frozenset[int]:
 
     They need not be the token that a chat template ends a turn with: many base models have another one, and some models
     have several.
+
+    Raises:
+        EngineError: One of the two files is not JSON, or there is no config.json.
     """
     path = Path(folder) / "generation_config.json"
-    sections = [json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    sections = [_read_object(path)] if path.is_file() else []
     config = read_config(folder)
     sections += [config, config.get("text_config") or {}, {"eos_token_id": tokenizer.eos_token_id}]
     found: set[int] = set()

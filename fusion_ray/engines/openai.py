@@ -133,7 +133,7 @@ class OpenAIGenerator(Generator):
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         def continue_one(prompt: np.ndarray, seed: int | None) -> Written:
             request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": how.max_tokens}
-            request |= {"temperature": how.temperature, "stop_token_ids": sorted(set(how.end_ids))}
+            request |= {"temperature": how.temperature, "stop_token_ids": how.end_ids}
             request |= {} if seed is None else {"seed": seed}
             (choice,) = self._server.ask("completions", request).get("choices") or [{}]
             if not isinstance(choice.get("text"), str):

@@ -189,11 +189,10 @@ class VllmGenerator(Generator):
     def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
         from vllm import SamplingParams
 
-        ends = list(how.end_ids)
         rooms = [self._room(len(prompt), how.max_tokens) for prompt in prompts]
         settings = [
             SamplingParams(
-                max_tokens=room, stop_token_ids=ends, detokenize=False, temperature=how.temperature, seed=seed
+                max_tokens=room, stop_token_ids=how.end_ids, detokenize=False, temperature=how.temperature, seed=seed
             )
             for room, seed in zip(rooms, how.seeds or repeat(None, len(prompts)), strict=True)
         ]
@@ -204,7 +203,7 @@ class VllmGenerator(Generator):
             raise EngineError(
                 f"{self._folder}: vLLM failed while answering {len(prompts)} prompts ({type(error).__name__}: {error})."
             ) from error
-        return [self._read(output.outputs[0], ends) for output in outputs]
+        return [self._read(output.outputs[0], how.end_ids) for output in outputs]
 
     def _read(self, made: Any, ends: Sequence[int]) -> Written:
         tokens = list(made.token_ids)

@@ -20,7 +20,7 @@ from fusion_ray.engines.generator import Generator, TransformersGenerator, Writi
 from fusion_ray.engines.models import end_tokens, load_model, load_tokenizer
 from fusion_ray.engines.scoring import DISTRIBUTIONS_SCHEMA, open_reader, render_rows, score_rows
 from fusion_ray.engines.transformers import TransformersScorer
-from fusion_ray.errors import RecipeError
+from fusion_ray.errors import EngineError, RecipeError
 from fusion_ray.fusion import Fused
 from fusion_ray.recipe import Distributions, Model, OpenAIEngine, parse_recipe
 from fusion_ray.storage.chats import ANSWERS_SCHEMA
@@ -174,6 +174,9 @@ def test_the_end_tokens_of_a_model_are_those_of_all_of_its_settings(folder: str,
     assert end_tokens(str(tmp_path), tokenizer) == {7, 8, 9, tokenizer.eos_token_id} - {None}
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [11, 7]}))
     assert end_tokens(str(tmp_path), tokenizer) == {7, 8, 9, 11, tokenizer.eos_token_id} - {None}
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(EngineError, match=r"generation_config\.json: not valid JSON"):
+        end_tokens(str(tmp_path), tokenizer)
 
 
 def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
