@@ -55,9 +55,13 @@ class Varm(MergeMethod):
 
 
 class RescaledSum(MergeMethod):
-    """The base plus the deltas' sum, scaled to the length of one (ours): averages what targets share, adds the rest."""
+    """The base plus the deltas' sum, scaled (ours): averages what targets share, adds the rest.
+
+    `one`: to the length of one delta; `each`: until along each delta it goes, on average, as far as that target went.
+    """
 
     kind: Literal["rescaled_sum"] = "rescaled_sum"
+    reach: Literal["one", "each"] = "one"
 
 
 class Learned(MergeMethod):

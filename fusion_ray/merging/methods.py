@@ -87,7 +87,7 @@ def _breadcrumbs(elect: bool) -> Call:
 
 CALLS: dict[str, Call] = {
     "varm": _varm,
-    "rescaled_sum": lambda tensor, _given, _: merge_rescaled_sum(tensor),
+    "rescaled_sum": lambda tensor, given, _: merge_rescaled_sum(tensor, given["reach"]),
     "learned": _learned,
     "linear": lambda tensor, given, _: merge_linear(tensor, given["weight"], given["normalize"]),
     "sce": lambda tensor, given, _: merge_sce(tensor, given["select_topk"], given["dialect"]),

@@ -205,17 +205,20 @@ def test_karcher(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("targets", [1, 3])
-def test_rescaled_sum(shape: tuple[int, ...], targets: int) -> None:
+@pytest.mark.parametrize("reach", ["one", "each"])
+def test_rescaled_sum(shape: tuple[int, ...], targets: int, reach: str) -> None:
     arrays = models(shape, targets)
-    check("rescaled_sum", arrays, naive.naive_rescaled_sum(wide(arrays)))
+    check("rescaled_sum", arrays, naive.naive_rescaled_sum(wide(arrays), reach), reach=reach)
 
 
 def test_a_rescaled_sum_averages_what_is_common_and_adds_what_is_not() -> None:
     base = np.zeros((1, 4), dtype=np.float32)
     one, other = np.eye(4, dtype=np.float32)[:2, None] * 4
-    np.testing.assert_array_equal(merge("rescaled_sum", [base, one, one]), one)
     np.testing.assert_allclose(merge("rescaled_sum", [base, one, other]), (one + other) / np.sqrt(2), rtol=1e-6)
-    np.testing.assert_array_equal(merge("rescaled_sum", [base, one, -one]), base)  # Not 0 / 0.
+    np.testing.assert_allclose(merge("rescaled_sum", [base, one, other], reach="each"), one + other, rtol=1e-6)
+    for reach in ("one", "each"):
+        np.testing.assert_array_equal(merge("rescaled_sum", [base, one, one], reach=reach), one)
+        np.testing.assert_array_equal(merge("rescaled_sum", [base, one, -one], reach=reach), base)  # Not 0 / 0.
 
 
 def test_a_target_that_learned_nothing_does_not_change_a_rescaled_sum() -> None:

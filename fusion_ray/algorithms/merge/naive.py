@@ -201,13 +201,19 @@ def naive_model_stock(models_M: list[np.ndarray], filter_wise: bool = False) -> 
     return share * np.mean(targets, axis=0) + (1 - share) * pivot
 
 
-def naive_rescaled_sum(models_M: list[np.ndarray]) -> np.ndarray:
-    """The base plus the deltas' sum, scaled to the root mean square of their lengths weighed by their squares."""
+def naive_rescaled_sum(models_M: list[np.ndarray], reach: str = "one") -> np.ndarray:
+    """The base plus the deltas' sum, scaled to the root mean square of their lengths weighed by their squares.
+
+    `each`: scaled so that, weighed by their lengths, the deltas' own directions see it go as far as they went.
+    """
     base, *targets = models_M
     lengths = [np.linalg.norm(target - base) for target in targets]
     whole = sum(target - base for target in targets)
     if not any(lengths):
         return base
+    if reach == "each":
+        along = sum(float(np.sum(whole * (target - base))) for target in targets)
+        return base + whole * min(1.0, sum(length**2 for length in lengths) / max(along, 1e-300))
     wanted = np.sqrt(sum(length**4 for length in lengths) / sum(length**2 for length in lengths))
     return base + whole * min(1.0, wanted / max(np.linalg.norm(whole), 1e-300))
 
