@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,9 +13,10 @@ from fusion_ray.recipe import Recipe, Section
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.chats import chat_files
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, stamp, write_bytes
-from fusion_ray.storage.models import ModelFiles, file_hash, find_model
+from fusion_ray.storage.models import ModelFiles, file_hash, find_model, trained_model
 
-# In this order; and the numbers of their folders. What sources answer anew is scored as the corpus was.
+# In this order; and the numbers of their folders. What sources answer anew is scored as the corpus was, and where
+# targets start from the SFT control, it scores the corpus before they do.
 STAGES = ("corpus", "distributions", "answers", "fused", "targets", "merged", "report")
 _NUMBERS = {"corpus": 1, "distributions": 2, "answers": 2, "fused": 3, "targets": 4, "merged": 5, "report": 6}
 
@@ -67,14 +69,11 @@ def graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     }
     fused = _fused(recipe, distributions, models)
     fused_answers = _fused_answers(recipe, answers | rescored, models)
-    targets = _targets(recipe, fused, fused_answers, distributions, models["pivot"])
-    taught = {name: target for name, target in targets.items() if name in fused}
-    settings = _section(recipe.merged) | {"seed": recipe.seed}
-    members = taught | ({"sft": targets["sft"]} if recipe.merged.base == "sft" else {})
-    merged = _artifact(recipe, "merged", "", settings, members, {"pivot": models["pivot"]})
+    rounds = _rounds(recipe, fused, fused_answers, distributions["pivot"])
+    merged = _merged(recipe, rounds[-1])
     first = [corpus, *distributions.values(), *answers.values(), *rescored.values()]
     fusing = [*fused.values(), *(artifact for those in fused_answers.values() for artifact in those.values())]
-    made = [*first, *fusing, *targets.values(), merged]
+    made = [*first, *fusing, *_in_order(rounds), merged]
     report = _report(recipe, {str(artifact): artifact for artifact in made}, models, need_inputs)
     return [*made, report]
 
@@ -106,8 +105,8 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
     before = [_status(artifact) for artifact in graph(recipe)]
     write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
     wanted = STAGES[: STAGES.index(until) + 1]
-    for stage, group in groupby(before, key=lambda status: status.artifact.stage):
-        if stage not in wanted:
+    for (phase, stage), group in groupby(before, key=lambda status: (_phase(status.artifact), status.artifact.stage)):
+        if phase not in wanted:
             break
         statuses = list(group)
         todo = [status.artifact for status in statuses if status.state != "done"]
@@ -119,6 +118,12 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
             _builder(stage)(recipe, todo, tell)
             _check_made(todo)
     return before
+
+
+def _phase(artifact: Artifact) -> str:
+    """The stage that a run has come to with it: what targets start from belongs to the targets."""
+    of_round = artifact.stage == "merged" and artifact.name
+    return "targets" if of_round or "start" in artifact.inputs else artifact.stage
 
 
 def _builder(stage: str) -> _Build:
@@ -231,22 +236,84 @@ def _fused_answers(
     }
 
 
-def _targets(
-    recipe: Recipe,
-    fused: dict[str, Artifact],
-    answers: dict[str, dict[str, Artifact]],
-    distributions: dict[str, Artifact],
-    pivot: ModelFiles,
-) -> dict[str, Artifact]:
-    settings = _section(recipe.targets) | {"seed": recipe.seed}
-    first = next(iter(fused.values()))
-    inputs = {name: {"fused": artifact} | answers[name] for name, artifact in fused.items()}
-    inputs |= {name: {"fused": first, "pivot": distributions["pivot"]} for name in recipe.targets.controls}
+class _Round(NamedTuple):
+    """Targets that train side by side, and what they start from.
+
+    Attributes:
+        targets: Those that a fused set teaches, by its name.
+        controls: The control arms that train beside them; all are in the first round.
+        base: What the targets' deltas are taken from where it is not the pivot; None without the SFT control.
+        held: What `base` says of the training chats, where the targets start from it.
+    """
+
+    targets: dict[str, Artifact]
+    controls: dict[str, Artifact]
+    base: Artifact | None
+    held: Artifact | None
+
+
+def _rounds(
+    recipe: Recipe, fused: dict[str, Artifact], answers: dict[str, dict[str, Artifact]], scored: Artifact
+) -> list[_Round]:
+    """The targets of every round; the SFT control is among the controls of the first, though it may come before it."""
+    # Where a target starts shows in its inputs, and its round where there are several.
+    settings = {key: value for key, value in _section(recipe.targets).items() if key not in ("start", "rounds")}
+    settings, count = settings | {"seed": recipe.seed}, recipe.targets.rounds
     untaught = {key: value for key, value in settings.items() if key not in _OF_TEACHING}
-    return {
-        name: _artifact(recipe, "targets", name, untaught if name == "sft" else settings, needs, {"pivot": pivot})
-        for name, needs in inputs.items()
-    }
+    models = {"pivot": scored.models["model"]}
+    control = {"fused": next(iter(fused.values())), "pivot": scored}
+    sft = _artifact(recipe, "targets", "sft", untaught, control, models)
+    base = sft if "sft" in recipe.targets.controls else None
+    start = _start(recipe, scored, base)
+    arms = {name: untaught if name == "longer" else settings for name in recipe.targets.controls if name != "sft"}
+    controls = {"sft": sft} if base else {}
+    controls |= {name: _artifact(recipe, "targets", name, how, control | start, models) for name, how in arms.items()}
+    found: list[_Round] = []
+    for number in range(1, count + 1):
+        own = settings | ({"round": number, "rounds": count} if count > 1 else {})
+        place = "" if number == count else f"round-{number}/"
+        needs = {name: {"fused": made} | answers[name] | start for name, made in fused.items()}
+        targets = {name: _artifact(recipe, "targets", place + name, own, needs[name], models) for name in fused}
+        found.append(_Round(targets, {} if found else controls, base, start.get("held")))
+        if number < count:
+            base = _merged(recipe, found[-1], f"round-{number}")
+            start = _start(recipe, scored, base)
+    return found
+
+
+def _start(recipe: Recipe, scored: Artifact, base: Artifact | None) -> dict[str, Artifact]:
+    """What targets start from where it is not the pivot, and what it says of the chats, which it reads as the pivot."""
+    if base is None or recipe.targets.start == "pivot":
+        return {}
+    models = {**scored.models, "model": trained_model(str(base), base.folder)}
+    inputs = {"corpus": scored.inputs["corpus"], "start": base}
+    return {"start": base, "held": _artifact(recipe, "distributions", base.name, scored.settings, inputs, models)}
+
+
+def _merged(recipe: Recipe, merging: _Round, name: str = "") -> Artifact:
+    settings = _section(recipe.merged) | {"seed": recipe.seed}
+    base = {"sft": merging.base} if recipe.merged.base == "sft" and merging.base is not None else {}
+    models = {"pivot": next(iter(merging.targets.values())).models["pivot"]}
+    if not name:
+        return _artifact(recipe, "merged", "", settings, merging.targets | base, models)
+    # Small moves would be lost between rounds in bfloat16. It is no result, so it lies with the targets.
+    made = _artifact(recipe, "merged", name, settings | {"dtype": "float32"}, merging.targets | base, models)
+    beside = next(iter(merging.targets.values())).folder
+    return replace(made, folder=join(beside.rpartition("/")[0], "merged"))
+
+
+def _in_order(rounds: list[_Round]) -> list[Artifact]:
+    """Everything that is trained, with what must be scored or merged between; what can run side by side together."""
+    found: list[Artifact] = []
+    for number, each in enumerate(rounds):
+        together = [*each.targets.values(), *each.controls.values()]
+        if number and each.base is not None:
+            found.append(each.base)
+        if each.held is not None:
+            found += [made for made in together if made is each.base]
+            found.append(each.held)
+        found += [made for made in together if each.held is None or made is not each.base]
+    return found
 
 
 def _report(recipe: Recipe, inputs: dict[str, Artifact], models: dict[str, ModelFiles], need_inputs: bool) -> Artifact:
@@ -283,7 +350,7 @@ def _artifact(
     recipe: Recipe,
     stage: str,
     name: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     inputs: dict[str, Artifact],
     models: Mapping[str, ModelFiles],
     contents: dict[str, str] | None = None,

@@ -19,6 +19,8 @@ from fusion_ray.section import Label, Name, Section, Share, choice_of
 from fusion_ray.training import Targets
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+# What else has a name in a run: no source may have it too.
+TAKEN_NAMES = frozenset({"pivot", "merged", "multi", "sft", "longer", "self", "shuffled", "answers"})
 
 
 # --- engines ---------------------------------------------------------------------------------------------------
@@ -202,9 +204,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]
-        taken = {"pivot", "merged", "multi", "sft", "self", "shuffled", "answers"}
         for name in names:
-            if name in taken or names.count(name) > 1:
+            if name in TAKEN_NAMES or names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
         return self
 
@@ -238,6 +239,20 @@ class Recipe(Section):
             raise ValueError(
                 f"fused.top_k is {top_k} and distributions.store.draws {store.draws}: cut draws are no longer without "
                 f"bias. Leave fused.top_k out, or set it to {store.draws} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_start_is_there(self) -> "Recipe":
+        start, controls = self.targets.start, self.targets.controls
+        if start == "sft" and "sft" not in controls:
+            raise ValueError("targets.start: sft needs the SFT control; add sft to targets.controls, or start: pivot")
+        if start == "pivot" and "longer" in controls:
+            raise ValueError("targets.controls: longer goes on from the SFT control, as targets do under start: sft")
+        if self.targets.rounds > 1 and (start == "pivot" or self.merged.base == "pivot"):
+            raise ValueError(
+                f"targets.rounds: {self.targets.rounds} rounds add up what each target learns beyond where the round "
+                "starts; set targets.start and merged.base to sft"
             )
         return self
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import load_recipe
+from fusion_ray.recipe import TAKEN_NAMES, load_recipe
 from fusion_ray.storage.chats import chat_files, read_chats
 from fusion_ray.storage.models import find_model
 
@@ -132,7 +132,7 @@ def _name_sources(sources: list[str]) -> dict[str, str]:
     for source in sources:
         base = re.sub(r"[^A-Za-z0-9_.-]", "-", source.rstrip("/").rsplit("/", 1)[-1].split("@")[0]).lower() or "source"
         name, number = base, 2
-        while name in named or name in {"pivot", "merged", "multi", "sft", "self", "shuffled"}:
+        while name in named or name in TAKEN_NAMES:
             name, number = f"{base}-{number}", number + 1
         named[name] = source
     return named

@@ -33,8 +33,18 @@ class EarlyStop(Section):
 
 
 class Targets(Section):
-    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `lambda_` (its is 0.9)."""
+    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `lambda_` (its is 0.9).
 
+    Attributes:
+        start: What a target starts as a copy of. From the SFT control on, it is held to what the control says wherever
+            no source teaches, so that what it learns beyond the control is its source's alone (ours).
+        rounds: Parts that training is cut into; after each the targets are merged, and all go on from there (ours).
+        controls: `longer` is the SFT control trained on by gold for as many updates again, as a target that starts
+            from it is.
+    """
+
+    start: Literal["pivot", "sft"] = "pivot"
+    rounds: int = Field(1, ge=1)
     lambda_: float = Field(0.5, ge=0, le=1)
     lambda_end: float | None = Field(None, ge=0, le=1)
     gate: Literal["none", "online"] = "none"
@@ -65,7 +75,7 @@ class Targets(Section):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     nodes: Label | None = None
-    controls: tuple[Literal["sft", "self", "shuffled"], ...] = ("sft",)
+    controls: tuple[Literal["sft", "longer", "self", "shuffled"], ...] = ("sft",)
     side_by_side: int | None = Field(None, ge=1)
     checkpoint_every_steps: int = Field(200, ge=1)
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()

@@ -9,8 +9,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,7 @@ class Trainer:
         save: Save | None = None,
         wants_checkpoint: WantsCheckpoint = lambda _: False,
         resume_from: Path | None = None,
+        part: tuple[int, int] = (1, 1),
     ) -> list[StepReport]:
         """Train to the end, from the start or from a checkpoint.
 
@@ -106,10 +108,11 @@ class Trainer:
             wants_checkpoint: Asked after every update, in every worker, whether to save out of turn; is given a
                 function that says whether any worker says yes, and must answer alike in all of them.
             resume_from: A checkpoint.
+            part: Do only such a part of the updates: (2, 5) is the second fifth, with the learning rates it has there.
 
         Returns:
-            A report of every update, those before the checkpoint included. The weights are those after the last one,
-            or under `keep: best` those of the best measurement.
+            A report of every update done, those before the checkpoint included. The weights are those after the last
+            one, or under `keep: best` those of the best measurement.
 
         Raises:
             NonFiniteError: The loss or the gradient became NaN or infinite; names the step and the rows.
@@ -118,21 +121,19 @@ class Trainer:
             CorruptArtifactError: The rows are for another vocabulary.
         """
         check_rows(train, self.engine.vocabulary, "the fused set's train split")
-        done = self._restore(resume_from) if resume_from else 0
         judge = self._find_judge(validation)
-        if judge is not None and not done and self.settings.gate == "online":
-            self.overtaken = judge.overtaken(self.measure(judge))
         per_epoch = len(self._plan(train.lengths_N, 0))
         total = max(1, math.ceil(self.settings.epochs * per_epoch - 1e-9))
-        epoch, plan = -1, list[Step]()
-        for step in range(done, total):
+        begin, end = _cut(total, part)
+        if resume_from:
+            begin = self._restore(resume_from)
+        elif judge is not None and self.settings.gate == "online":
+            self.overtaken = judge.overtaken(self.measure(judge))
+        for step, planned in self._steps(train.lengths_N, range(begin, end), per_epoch):
             if self._is_over():
                 break
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                plan = self._plan(train.lengths_N, epoch)
-            line = self._run_step(train, plan[step % per_epoch], step, total, per_epoch)
-            ends = step + 1 == total or (step + 1) % (self.settings.measure_every_steps or per_epoch) == 0
+            line = self._run_step(train, planned, step, total, per_epoch)
+            ends = step + 1 == end or (step + 1) % (self.settings.measure_every_steps or per_epoch) == 0
             if judge is not None and ends:
                 line = self._judge(judge, line)
             self.history.append(line)
@@ -140,7 +141,7 @@ class Trainer:
                 self.best.keep()
             report(line)
             in_turn = (step + 1) % self.settings.checkpoint_every_steps == 0
-            if save is not None and step + 1 < total and (wants_checkpoint(self._anyone) or in_turn):
+            if save is not None and step + 1 < end and (wants_checkpoint(self._anyone) or in_turn):
                 self._save(save, step + 1)
         if self.best and self.kept_step < self.history[-1].step:
             self.best.put_back()
@@ -185,6 +186,12 @@ class Trainer:
         named = tuple(sorted(f"{domain}/{model}" for domain, model in self.overtaken))
         return replace(line, bits_per_byte=measured.overall, overtaken=named)
 
+    def _steps(self, lengths_N: np.ndarray, numbers: range, per_epoch: int) -> Iterator[tuple[int, Step]]:
+        """The updates of these numbers, each epoch planned when it begins."""
+        for epoch, within in groupby(numbers, key=lambda number: number // per_epoch):
+            plan = self._plan(lengths_N, epoch)
+            yield from ((number, plan[number % per_epoch]) for number in within)
+
     def _plan(self, lengths_N: np.ndarray, epoch: int) -> list[Step]:
         return plan_epoch(
             lengths_N,
@@ -199,6 +206,8 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0]))
         answers = int(rows.answers_N[step.rows].sum())
         share = learning_rate_share(number, total, kind=self.settings.schedule, warmup=self.settings.warmup)
+        if rows.n_held == rows.answers_N.sum():
+            share = 0.0  # Nothing is to be learnt; Adam would make steps of what rounding leaves of the gradient.
         tally = _Tally(self.engine.device)
         # DeepSpeed averages gradients over the workers; the loss is a mean over the answers of all of them.
         denominator = answers / self.workers
@@ -287,6 +296,16 @@ class Trainer:
         if self.best:
             self.best.restore(folder)
         return int(progress["step"])
+
+
+def _cut(total: int, part: tuple[int, int]) -> tuple[int, int]:
+    number, parts = part
+    if total < parts:
+        raise RecipeError(
+            f"targets.rounds is {parts}, and training has {total} updates; expected one or more in each round. Lower "
+            "rounds, or raise targets.epochs."
+        )
+    return total * (number - 1) // parts, total * number // parts
 
 
 def read_history(checkpoint: Path) -> list[StepReport]:

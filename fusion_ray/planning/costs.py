@@ -121,6 +121,7 @@ class _Costing:
     def _distributions(self, artifact: Artifact) -> Cost:
         answers = artifact.inputs["corpus"].stage == "answers"
         share = self.train_share * self.answers_per_chat if answers else 1.0
+        share = self.train_share if "start" in artifact.inputs else share
         tokens = self.corpus.tokens * share
         written = tokens * (4 + ANSWER_SHARE * bytes_per_answer_token(self.recipe))
         wall = self._scoring_s(tokens, self.models[artifact.model], artifact.model)
@@ -171,7 +172,8 @@ class _Costing:
         settings, size = self.recipe.targets, self.models["pivot"]
         answering = sum(made.name.startswith("answers/") for made in artifact.inputs.values())
         share = self.train_share * (1.0 + self.answers_per_chat * answering)
-        rows, tokens = int(self.corpus.rows * share), self.corpus.tokens * share * settings.epochs
+        rows = int(self.corpus.rows * share)
+        tokens = self.corpus.tokens * share * settings.epochs / artifact.settings.get("rounds", 1)
         gpus = settings.workers * settings.gpus_per_worker
         if size is None:
             return Cost("targets", str(artifact), rows, tokens, 0.0, None, gpus, "size unknown")
@@ -195,7 +197,7 @@ class _Costing:
         return Cost("merged", str(artifact), 0, 0.0, written, wall, 0.0, "stated")
 
     def _report(self, artifact: Artifact) -> Cost:
-        trained = sum(label.startswith("targets/") for label in artifact.inputs) + 1
+        trained = sum(made.stage == "targets" and "/" not in made.name for made in artifact.inputs.values()) + 1
         rows = int(self.corpus.rows * self.heldout)
         tokens = self.corpus.tokens * self.heldout * trained
         one = self._scoring_s(tokens / trained, self.models["pivot"], "pivot")

@@ -17,7 +17,8 @@ def find_problems(
     """One sentence for each thing that does not fit, with what to change; empty when all does."""
     making = {cost.stage for cost in costs if cost.rate != "done"}
     scoring = [cost.artifact for cost in costs if cost.stage == "distributions" and cost.rate != "done"]
-    names = {artifact.rpartition("/")[2] for artifact in scoring}
+    # What the run has trained is of the pivot's size.
+    names = {name if (name := artifact.rpartition("/")[2]) in models else "pivot" for artifact in scoring}
     problems: list[str] = []
     if "distributions" in making:
         problems += _scoring_room(recipe, cluster)

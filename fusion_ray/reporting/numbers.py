@@ -16,7 +16,7 @@ from fusion_ray.errors import ArtifactError
 from fusion_ray.reporting.heldout import HeldOut
 
 ORACLE = "oracle"
-CONTROLS = ("sft", "self", "shuffled")
+CONTROLS = ("sft", "longer", "self", "shuffled")
 
 
 def measure(heldout: HeldOut, draws: int, seed: int) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Stage `distributions`: every model, the pivot too, scores the corpus; top-k per answer position is kept.
 
-Reads:  the corpus shards; where sources answer anew, those of their answers.
+Reads:  the corpus shards; where sources answer anew, those of their answers; where targets start from a model
+        that the run has trained, its folder.
 Writes: <model>/{train,validation,heldout}/ shards: tokens, answer spans, boundaries, top-k, the real token's
         log-probability; <model>/MANIFEST.json. The same of a source's answers, scored by it and by the pivot, in
-        answers/<source>/<model>/.
+        answers/<source>/<model>/; of the training chats by what targets start from in sft/
+        and round-<number>/.
 
 A shard travels through Ray Data as one row: rendered by CPU tasks, scored by an actor that holds the model,
 written there under its final name. Shards that are on disk already are not scored again.
@@ -35,6 +37,7 @@ from fusion_ray.errors import DeadEngineError, FusionRayError
 from fusion_ray.progress import Tell
 from fusion_ray.recipe import Distributions, Model, PlainStore, Recipe, Store
 from fusion_ray.stages import cluster
+from fusion_ray.stages.entrants import trained_engine
 from fusion_ray.stages.metrics import Meter
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.attempts import Attempts, forget_attempts, open_attempts
@@ -71,7 +74,8 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     retract_manifest(artifact.folder)
     forget_attempts(artifact.folder)
     corpus = artifact.inputs["corpus"]
-    planned = read_manifest(corpus.folder).shards
+    scored = read_manifest(corpus.folder)
+    planned = scored.shards_of("train") if _is_trained(artifact) else list(scored.shards)
     found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
     records = [record for record in found.values() if record]
     todo = [shard for shard in planned if not found[shard.path]]
@@ -117,11 +121,22 @@ def _score_shards(
     yield from cluster.map_in_pool(shards, _Score, (recipe, artifact, render, open_scorer), settings)
 
 
+def _is_trained(artifact: Artifact) -> bool:
+    """Whether its model is one that this run has trained: it scores what targets that start from it learn from."""
+    return "start" in artifact.inputs
+
+
+def _model_of(recipe: Recipe, artifact: Artifact) -> Model:
+    """Its part of the recipe; a trained model has the pivot's, and an engine that can load it."""
+    model = recipe.models()[artifact.model]
+    return model.model_copy(update={"engine": trained_engine(recipe)}) if _is_trained(artifact) else model
+
+
 class _Render:
     """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
 
     def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
-        self.model = recipe.models()[artifact.model]
+        self.model = _model_of(recipe, artifact)
         self.settings = recipe.distributions
         self.artifact = artifact
         self.todo = todo
@@ -156,7 +171,7 @@ class _Score:
         self.store = recipe.distributions.store
         self.scorer: Scorer | FusionRayError
         try:
-            model = recipe.models()[artifact.model]
+            model = _model_of(recipe, artifact)
             self.scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
         except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
             self.scorer = error

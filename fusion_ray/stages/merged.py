@@ -62,7 +62,8 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
         base_models=[pivot.reference, *(source.model for source in recipe.sources)],
         config=recipe.merged.model_dump(mode="json"),
     )
-    changes = {} if recipe.merged.dtype == "pivot" else config_dtype(DTYPES[recipe.merged.dtype])
+    dtype = artifact.settings["dtype"]
+    changes = {} if dtype == "pivot" else config_dtype(DTYPES[dtype])
     copy_tokenizer(pivot.place, artifact.folder)
     finish_folder(artifact.folder, pivot.place, card, records, changes)
     names = [name for name in list_files(artifact.folder) if name != MANIFEST]
@@ -73,7 +74,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
 
 def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
     merged = recipe.merged
-    targets = {target.name: open_checkpoint(model_folder(target)) for target in artifact.inputs.values()}
+    targets = {name: open_checkpoint(model_folder(target)) for name, target in artifact.inputs.items()}
     base = targets.pop("sft", None)  # The control is an input only where it is the base.
     return plan_merge(
         open_checkpoint(artifact.models["pivot"].readable),
@@ -82,7 +83,7 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
         base=base,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),
-        dtype=merged.dtype,
+        dtype=artifact.settings["dtype"],
         file_bytes=int(merged.shard_gib * 2**30),
         block_bytes=int(merged.block_mib * 2**20),
         seed=recipe.seed,

@@ -101,7 +101,7 @@ def _scored_before(artifact: Artifact) -> list[ScoredModel]:
     """The pivot and the sources: stage distributions has scored them."""
     found = []
     for label, scored in artifact.inputs.items():
-        if label.startswith("distributions/") and not scored.of_answers:
+        if label.startswith("distributions/") and scored.name in artifact.models:
             records = tuple(read_manifest(scored.folder).shards_of(SPLIT))
             name = "pivot" if scored.name == "pivot" else f"source:{scored.name}"
             found.append(ScoredModel(name, scored, scored.folder, records))
@@ -110,7 +110,8 @@ def _scored_before(artifact: Artifact) -> list[ScoredModel]:
 
 def trained_models(artifact: Artifact) -> list[ScoredModel]:
     """Control arms, targets and the merged model, in this order."""
-    targets = [target for label, target in artifact.inputs.items() if label.startswith("targets/")]
+    # Those of the last round alone; none but theirs lie in the folder of a round.
+    targets = [made for made in artifact.inputs.values() if made.stage == "targets" and "/" not in made.name]
     controls = [target for target in targets if target.name in CONTROLS]
     taught = [target for target in targets if target.name not in CONTROLS]
     labels = [t.name for t in controls] + [f"target:{t.name}" for t in taught] + ["merged"]

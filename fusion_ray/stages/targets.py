@@ -128,7 +128,7 @@ def _is_damaged(run: str) -> bool:
 
 
 def _run_name(artifact: Artifact) -> str:
-    return f"{artifact.name}-{artifact.fingerprint[:8]}"
+    return f"{artifact.name}-{artifact.fingerprint[:8]}".replace("/", "-")
 
 
 def _wait_for_room(artifact: Artifact, settings: Targets) -> None:

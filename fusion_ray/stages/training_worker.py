@@ -13,7 +13,7 @@ import ray.train
 import torch
 from pyarrow import fs
 
-from fusion_ray.engines.control_arms import as_self, as_sft, as_shuffled
+from fusion_ray.engines.control_arms import as_held, as_self, as_sft, as_shuffled
 from fusion_ray.engines.export import export_model
 from fusion_ray.engines.trackers import TrackedRun
 from fusion_ray.engines.trainer import Trainer, read_history
@@ -23,10 +23,11 @@ from fusion_ray.progress import Progress
 from fusion_ray.stages.board import put_on
 from fusion_ray.stages.following import Followed, following
 from fusion_ray.stages.notices import Notices, end_if_terminated
-from fusion_ray.storage.artifacts import Artifact, read_manifest
+from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
+from fusion_ray.storage.models import trained_model
 from fusion_ray.storage.peak import read_peak
-from fusion_ray.storage.shards import read_shard
+from fusion_ray.storage.shards import ShardRecord, read_shard
 from fusion_ray.training import Targets
 
 METRICS = "metrics.jsonl"
@@ -64,9 +65,8 @@ def _train(task: TargetTask) -> dict[str, Any]:
     settings, started = task.settings, time.monotonic()
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
     train, validation = read_rows(task, "train"), read_rows(task, "validation")
-    pivot = task.artifact.models["pivot"].folder
     put_on(task.board, Progress(str(task.artifact), 0, 1, "loading"))
-    trainer = Trainer(pivot, settings, seed=task.seed, trust_remote_code=task.trust_remote_code)
+    trainer = Trainer(_start(task.artifact), settings, seed=task.seed, trust_remote_code=task.trust_remote_code)
     checkpoint = ray.train.get_checkpoint()
     with (
         checkpoint.as_directory() if checkpoint else tempfile.TemporaryDirectory() as folder,
@@ -79,8 +79,9 @@ def _train(task: TargetTask) -> dict[str, Any]:
             save=_hand_to_ray,
             wants_checkpoint=Notices(),
             resume_from=Path(folder) if checkpoint else None,
+            part=tuple(task.artifact.settings.get(name, 1) for name in ("round", "rounds")),
         )
-    _export(task, trainer, pivot)
+    _export(task, trainer)
     measured = [(line.step, line.bits_per_byte) for line in history if line.bits_per_byte is not None]
     return {
         "steps": len(history),
@@ -88,6 +89,7 @@ def _train(task: TargetTask) -> dict[str, Any]:
         "kept_step": trainer.kept_step,
         "tokens": sum(line.tokens for line in history),
         "answer_tokens": int(train.answers_N.sum()),
+        "held_tokens": train.n_held,
         "rows": int((train.answers_N > 0).sum()),
         "rows_cut": train.n_cut,
         "first_loss": history[0].loss,
@@ -98,6 +100,12 @@ def _train(task: TargetTask) -> dict[str, Any]:
         "worker_peak_bytes": read_peak(),
         "worker_seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _start(artifact: Artifact) -> str:
+    """The folder of the model that the target starts as a copy of."""
+    start = artifact.inputs.get("start")
+    return trained_model(str(start), model_folder(start)).folder if start else artifact.models["pivot"].folder
 
 
 def _followed(task: TargetTask) -> Followed:
@@ -117,18 +125,18 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
     inputs, arm = task.artifact.inputs, task.artifact.name
     fused = inputs["fused"]
     pivot = fused.inputs["pivot"]
-    pivot_shards = {record.path: record for record in read_manifest(pivot.folder).shards}
     for record in read_manifest(fused.folder).shards_of(split):
         table = read_shard(fused.folder, record, COLUMNS)
-        if arm == "sft":
+        if arm in ("sft", "longer"):
             table = as_sft(table)
         elif arm == "self":
-            table = as_self(table, read_shard(pivot.folder, pivot_shards[record.path]))
+            table = as_self(table, _scored(pivot, record))
         elif arm == "shuffled":
             table = as_shuffled(table, task.seed, record.path)
+        if split == "train" and "held" in inputs and arm != "longer":
+            table = as_held(table, _scored(inputs["held"], record))
         if split == "validation":  # Bits per byte need the bytes, which only the distributions know.
-            counted = read_shard(pivot.folder, pivot_shards[record.path], ["n_bytes"])
-            table = table.append_column("n_bytes", counted["n_bytes"])
+            table = table.append_column("n_bytes", _scored(pivot, record, ["n_bytes"])["n_bytes"])
         yield table
     for answered in inputs.values():
         if answered.of_answers and split == "train":
@@ -136,12 +144,19 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
             yield from (read_shard(answered.folder, record, COLUMNS) for record in shards)
 
 
+def _scored(distributions: Artifact, fused: ShardRecord, columns: list[str] | None = None) -> pa.Table:
+    """The same rows of the same split as a model scored them."""
+    records = {record.path: record for record in read_manifest(distributions.folder).shards}
+    return read_shard(distributions.folder, records[fused.path], columns)
+
+
 def _hand_to_ray(folder: Path, step: int) -> None:
     ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
     end_if_terminated()
 
 
-def _export(task: TargetTask, trainer: Trainer, pivot: str) -> None:
+def _export(task: TargetTask, trainer: Trainer) -> None:
+    pivot = task.artifact.models["pivot"].folder
     target, first = locate(task.artifact.folder), trainer.rank == 0
     with tempfile.TemporaryDirectory(prefix="fusion_ray_export_") as temporary:
         folder = Path(target.path) if target.is_local else Path(temporary)

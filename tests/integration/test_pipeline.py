@@ -75,6 +75,68 @@ def test_draws_stand_for_whole_distributions_and_reach_the_fused_set_uncut(toys:
     assert widths["distributions/pivot"] == {6} and max(widths["fused/code"]) == 7
 
 
+def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_teaches(
+    toys: Toys, finished: Recipe
+) -> None:
+    asked = ("targets.start=sft", "targets.controls=[sft, longer]", "merged.method={kind: rescaled_sum, reach: each}")
+    recipe = load_recipe(toys.recipe_path, (f"runs={finished.runs}", *asked))
+    made = [name for name, state in states(recipe).items() if state != "done"]
+    assert made == [
+        "distributions/sft", "targets/code", "targets/reference", "targets/conversation", "targets/longer", "merged",
+        "report",
+    ]  # fmt: skip
+    recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'started'}", *asked))
+    pipeline.run(recipe)
+    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    held = read_manifest(artifacts["distributions/sft"].folder)
+    fused = read_manifest(artifacts["fused/code"].folder)
+    assert [shard.path for shard in held.shards] == [shard.path for shard in fused.shards_of("train")]
+
+    def losses(name: str) -> list[float]:
+        lines = Path(artifacts[f"targets/{name}"].folder, "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["gold"] for line in lines]
+
+    assert losses("longer")[0] < losses("sft")[0], "it goes on where the control has ended"
+    assert losses("longer")[0] == pytest.approx(losses("code")[0], rel=1e-5), "as the target does"
+    facts = read_manifest(artifacts["targets/code"].folder).facts
+    assert 0 < facts["held_tokens"] < facts["answer_tokens"]
+    report = json.loads(Path(recipe.folder, "6_report", "report.json").read_text())
+    assert {"sft", "longer", "target:code", "merged"} <= set(report["bits_per_byte"])
+    assert "source:sft" not in report["bits_per_byte"]
+
+
+def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_before_was_merged_into(
+    toys: Toys,
+) -> None:
+    asked = ("targets.start=sft", "targets.rounds=2", "merged.method={kind: rescaled_sum, reach: each}")
+    recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'rounds'}", *asked))
+    sources = ("code", "reference", "conversation")
+    names = [str(artifact) for artifact in pipeline.graph(recipe)]
+    assert names[names.index("targets/sft") :] == [
+        "targets/sft", "distributions/sft", *(f"targets/round-1/{name}" for name in sources), "merged/round-1",
+        "distributions/round-1", *(f"targets/{name}" for name in sources), "merged", "report",
+    ]  # fmt: skip
+    pipeline.run(recipe, until="distributions")
+    assert {name for name, state in states(recipe).items() if state == "done"} == {
+        "corpus", "distributions/pivot", *(f"distributions/{name}" for name in sources),
+    }  # fmt: skip
+    pipeline.run(recipe, until="targets")
+    assert [name for name, state in states(recipe).items() if state != "done"] == ["merged", "report"]
+    pipeline.run(recipe)
+    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    steps = {}
+    for name in ("targets/round-1/code", "targets/code"):
+        lines = Path(artifacts[name].folder, "metrics.jsonl").read_text().splitlines()
+        steps[name] = [json.loads(line)["step"] for line in lines]
+    joined = [step for part in steps.values() for step in part]
+    assert joined == list(range(1, len(joined) + 1))
+    between = Path(recipe.folder, "4_targets", "round-1", "merged")
+    assert artifacts["merged/round-1"].folder.endswith("4_targets/round-1/merged")
+    assert json.loads((between / "config.json").read_text())["dtype"] == "float32"
+    report = json.loads(Path(recipe.folder, "6_report", "report.json").read_text())
+    assert {name for name in report["bits_per_byte"] if name.startswith("target:")} == {f"target:{n}" for n in sources}
+
+
 def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:
     report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
     scores = report["bits_per_byte"]

@@ -1,10 +1,11 @@
 """Control arms keep rows, tokens and positions, and change only who teaches."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from toy_fused import toy_fused
 
-from fusion_ray.engines.control_arms import as_self, as_sft, as_shuffled
+from fusion_ray.engines.control_arms import as_held, as_self, as_sft, as_shuffled
 from fusion_ray.engines.training_data import TrainingRows
 from fusion_ray.errors import CorruptArtifactError
 
@@ -17,6 +18,17 @@ def pivot_distributions(seed: int = 0) -> pa.Table:
     shifted = [None if row is None else [max(id_ - 1, -1) for id_ in row] for row in table["topk_ids"].to_pylist()]
     place = table.column_names.index("topk_ids")
     return table.set_column(place, "topk_ids", pa.array(shifted, type=table["topk_ids"].type))
+
+
+def wider(table: pa.Table, k: int) -> pa.Table:
+    """The same distributions with more kept entries, k in place of 4."""
+    for name, value in (("topk_ids", 250), ("topk_logprobs", -9.0)):
+        rows = [
+            row and np.pad(np.reshape(row, (-1, 4)), ((0, 0), (0, k - 4)), constant_values=value).ravel()
+            for row in table[name].to_pylist()
+        ]
+        table = table.set_column(table.column_names.index(name), name, pa.array(rows, type=table[name].type))
+    return table
 
 
 def same_but(one: pa.Table, other: pa.Table, changed: set[str]) -> bool:
@@ -35,6 +47,37 @@ def test_self_is_taught_by_the_pivot_everywhere() -> None:
     assert same_but(FUSED, table, {"chosen", "topk_ids"})
     assert table["topk_ids"] == pivot["topk_ids"]
     assert {choice for row in table["chosen"].to_pylist() if row for choice in row} == {0}
+
+
+@pytest.mark.parametrize("k", [4, 7])
+def test_where_nobody_teaches_stands_what_the_start_says_and_elsewhere_all_stays(k: int) -> None:
+    start = wider(pivot_distributions(), k)
+    table = as_held(FUSED, start)
+    assert same_but(FUSED, table, {"chosen", "topk_ids"} | ({"topk_logprobs"} if k > 4 else set()))
+    rows = zip(*(each.to_pylist() for each in (FUSED, start, table)), strict=True)
+    for before, own, after in rows:
+        if before["reason"]:
+            assert after["chosen"] is None
+            continue
+        n = len(before["chosen"])
+        for position, (taught, now) in enumerate(zip(before["chosen"], after["chosen"], strict=True)):
+            ids, logprobs = (np.reshape(after[name], (n, -1))[position] for name in ("topk_ids", "topk_logprobs"))
+            expected = own if taught == -1 else before
+            width = len(expected["topk_ids"]) // n
+            assert now == (-2 if taught == -1 else taught)
+            assert ids[:width].tolist() == expected["topk_ids"][position * width : (position + 1) * width]
+            assert logprobs[:width].tolist() == expected["topk_logprobs"][position * width : (position + 1) * width]
+            assert (ids[width:] == -1).all() and np.isneginf(logprobs[width:]).all()
+
+
+def test_nothing_is_held_to_distributions_of_other_tokens() -> None:
+    with pytest.raises(CorruptArtifactError, match="SFT control's distributions do not hold the same answer tokens"):
+        as_held(FUSED, toy_fused(12, seed=5))
+    lost = toy_fused(12)
+    gone = [None if number == 5 else row for number, row in enumerate(lost["real_logprobs"].to_pylist())]
+    place = lost.column_names.index("real_logprobs")
+    with pytest.raises(CorruptArtifactError, match="same answer tokens"):
+        as_held(FUSED, lost.set_column(place, "real_logprobs", pa.array(gone, type=lost["real_logprobs"].type)))
 
 
 def test_self_refuses_distributions_of_other_tokens() -> None:

@@ -62,6 +62,21 @@ def test_scoring_and_training_times_are_the_stated_arithmetic() -> None:
     assert found.gpu_hours == pytest.approx(sum(cost.gpu_hours or 0 for cost in found.costs))
 
 
+def test_rounds_share_the_training_and_each_scores_the_training_chats() -> None:
+    def costs(*overrides: str) -> dict[str, Cost]:
+        found = foresee(fusechat("targets.start=sft", "merged.method=rescaled_sum", *overrides), rows=1000)
+        return {cost.artifact: cost for cost in found.costs}
+
+    once, rounds = costs(), costs("targets.rounds=3")
+    parts = ["targets/round-1/solar", "targets/round-2/solar", "targets/solar"]
+    assert sum(rounds[part].tokens for part in parts) == pytest.approx(once["targets/solar"].tokens)
+    assert once["distributions/sft"].tokens == pytest.approx(0.98 * once["distributions/pivot"].tokens)
+    for name in ("distributions/round-1", "distributions/round-2"):
+        assert rounds[name].tokens == once["distributions/sft"].tokens
+    assert rounds["report"].tokens == once["report"].tokens
+    assert {"merged/round-1", "merged/round-2", "merged"} <= rounds.keys()
+
+
 def test_answers_take_writing_scoring_fusing_and_training_by_the_stated_arithmetic() -> None:
     def costs(*overrides: str) -> dict[str, Cost]:
         found = foresee(fusechat(*overrides), rows=1000, tokens_per_row=500)

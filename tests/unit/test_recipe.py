@@ -71,6 +71,17 @@ def test_deltas_from_the_control_need_the_control() -> None:
         with_overrides("merged.base=sft", "targets.controls=[self]")
 
 
+def test_what_starts_from_the_control_needs_the_control() -> None:
+    with pytest.raises(RecipeError, match=r"targets\.start: sft needs the SFT control"):
+        with_overrides("targets.start=sft", "targets.controls=[]", "merged.base=pivot")
+    with pytest.raises(RecipeError, match=r"longer goes on from the SFT control, as targets do under start: sft"):
+        with_overrides("targets.controls=[sft, longer]")
+    for half in (["targets.start=pivot"], ["targets.start=sft", "merged.base=pivot"]):
+        with pytest.raises(RecipeError, match=r"rounds: 2 rounds add up .* set targets\.start and merged\.base to sft"):
+            with_overrides("targets.rounds=2", *half)
+    assert with_overrides("targets.rounds=2", "targets.start=sft", "targets.controls=[sft, longer]").targets.rounds == 2
+
+
 @pytest.mark.parametrize(
     "setting",
     ["merged.method=learned", "targets.gate=online", "targets.keep=best", "targets.early_stop={patience: 3}"],

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from toy_training import Shelf, rows, same, settings, weights
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.algorithms.fuse.packing import Batch
+from fusion_ray.engines.control_arms import as_held
 from fusion_ray.engines.export import export_model
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.trainer import Trainer
@@ -58,6 +60,63 @@ def test_the_same_seed_gives_the_same_weights(pivot: str) -> None:
         runs.append(weights(trainer))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def test_parts_of_a_training_are_its_updates_with_its_learning_rates(pivot: str) -> None:
+    whole = Trainer(pivot, settings(), seed=0).fit(rows())
+    parts = [Trainer(pivot, settings(), seed=0).fit(rows(), part=(number, 3)) for number in (1, 2, 3)]
+    joined = [line for part in parts for line in part]
+    for name in ("step", "total", "epoch", "learning_rate", "tokens"):
+        assert [getattr(line, name) for line in joined] == [getattr(line, name) for line in whole]
+    assert joined[0].loss == whole[0].loss
+    assert joined[len(parts[0])].gold > parts[0][-1].gold, "each part starts from the model it is given"
+
+
+def test_a_part_goes_on_from_its_own_checkpoint(pivot: str, tmp_path: Path) -> None:
+    whole = Trainer(pivot, settings(), seed=0)
+    history = whole.fit(rows(), save=Shelf(tmp_path), part=(2, 2))
+    first = min(int(path.name) for path in tmp_path.iterdir())
+    assert history[0].step < first < history[-1].step
+    resumed = Trainer(pivot, settings(), seed=0)
+    again = resumed.fit(rows(), resume_from=tmp_path / str(first), part=(2, 2))
+    assert [line.loss for line in again] == [line.loss for line in history]
+    assert same(weights(whole), weights(resumed))
+
+
+def test_more_parts_than_updates_are_refused(pivot: str) -> None:
+    with pytest.raises(RecipeError, match=r"targets\.rounds is 1000, and training has \d+ updates"):
+        Trainer(pivot, settings(), seed=0).fit(rows(), part=(1, 1000))
+
+
+def held(chosen: int | None = None) -> TrainingRows:
+    """Rows held to what the pivot's weights as they are would not say; with `chosen` every position has it."""
+    table = toy_fused(24)
+    if chosen is not None:
+        made = [row and [chosen] * len(row) for row in table["chosen"].to_pylist()]
+        table = table.set_column(table.column_names.index("chosen"), "chosen", pa.array(made, table["chosen"].type))
+    return TrainingRows([as_held(table, toy_fused(24))], max_length=64)
+
+
+def test_a_target_that_nobody_teaches_stays_what_it_starts_as_to_the_bit(pivot: str) -> None:
+    trainer = Trainer(pivot, settings(epochs=1), seed=0)
+    before = weights(trainer)
+    nothing = held(chosen=-1)
+    assert nothing.n_held == nothing.answers_N.sum() > 0
+    history = trainer.fit(nothing)
+    assert same(before, weights(trainer))
+    assert history[0].soft > 0 and history[0].loss == pytest.approx(history[0].soft)
+
+
+def test_gold_has_no_part_in_what_is_held_whatever_lambda() -> None:
+    some = held()
+    assert 0 < some.n_held < some.answers_N.sum()
+    batch = Batch(64, ((0,),))
+    for lambda_ in (0.0, 0.3, 1.0):
+        target = make_batch(some, batch, settings(), lambda_=lambda_, pad_id=0).target
+        chosen_T = some[0].chosen_T
+        assert target.lambda_N[chosen_T == -2].eq(0).all()
+        assert target.lambda_N[chosen_T != -2].eq(torch.tensor(lambda_)).all()
+        assert target.probs_NK[chosen_T == -2].sum() > 0
 
 
 @pytest.mark.parametrize("stage, dtype", [(0, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "float32")])

@@ -21,8 +21,9 @@ def judge(rates: Mapping[str, float], differences: Mapping[str, Mapping[str, Dif
     """Decide from intervals, never from a point alone.
 
     Fusion helped when the merged model is surely better than every arm of the run that could explain its gain
-    without the sources' knowledge: the pivot, plain fine-tuning (`sft`), and teachers that know nothing of the
-    document (`shuffled`) or nothing new (`self`), where the run has them.
+    without the sources' knowledge: the pivot, plain fine-tuning (`sft`, and with as many updates as a target that
+    starts from it, `longer`), and teachers that know nothing of the document (`shuffled`) or nothing new (`self`),
+    where the run has them.
 
     Args:
         rates: Overall bits per byte by model.
@@ -31,7 +32,7 @@ def judge(rates: Mapping[str, float], differences: Mapping[str, Mapping[str, Dif
     """
     overall = {pair: found[OVERALL] for pair, found in differences.items()}
     notes = _notes(differences.get("merged - sft", {}), n_documents)
-    for arm in ("pivot", "sft", "shuffled", "self"):
+    for arm in ("pivot", "sft", "longer", "shuffled", "self"):
         difference = overall.get(f"merged - {arm}")
         if difference is not None and difference.high >= 0:
             return Verdict(False, f"Fusion did not help: {_failure(arm, rates, difference)}", notes)
@@ -54,6 +55,7 @@ def _failure(arm: str, rates: Mapping[str, float], difference: Difference) -> st
     what = {
         "pivot": "the pivot it started from",
         "sft": "plain fine-tuning on the same chats",
+        "longer": "plain fine-tuning on the same chats, with as many updates",
         "shuffled": "teaching with the distributions of other documents, so its gain is not the sources' knowledge",
         "self": "teaching with the pivot's own distributions, so its gain is not the sources' knowledge",
     }[arm]

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 
 Tail = Literal["bucket", "renormalise", "sampled"]
+# What stands in place of a model's number where none was chosen: gold alone, or alone what the start of training says.
 GOLD_ONLY = -1
+HELD = -2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +74,15 @@ def soft_target(
     """Turn stored top-k log-probabilities into a target.
 
     The temperature acts on P alone: softmax(log P / temperature) over the kept tokens and, under `bucket`, over the
-    tail as one more outcome. A position with `chosen` -1, or with no kept token, is trained on gold alone.
+    tail as one more outcome. A position with `chosen` -1, or with no kept token, is trained on gold alone; one with
+    `chosen` -2 is held to the kept tokens alone, whatever `lambda_`.
 
     Args:
         gold_N: Token that really came.
         ids_NK: Kept tokens, -1 where unused.
         logprobs_NK: Their natural-log probabilities over the whole vocabulary, or under `sampled` of what each entry
             stands for; -inf where unused.
-        chosen_N: Which model was chosen; -1 for none.
+        chosen_N: Which model was chosen; -1 and -2 for none.
         lambda_: Weight of gold where a model was chosen.
         tail: `bucket` keeps the mass outside the kept tokens as one outcome; `renormalise` drops it; `sampled` says
             that there is none: entries were drawn from P, and stand for all of it without bias (random sampling KD,
@@ -100,6 +103,6 @@ def soft_target(
         ids_NK=ids_NK.long(),
         probs_NK=probs_NK[:, :k].contiguous(),
         tail_N=probs_NK[:, k].contiguous() if tail == "bucket" else torch.zeros_like(logprobs_NK[:, 0]),
-        lambda_N=torch.where(taught_N, lambda_, 1.0).float(),
+        lambda_N=torch.where(taught_N, torch.where(chosen_N == HELD, 0.0, lambda_), 1.0).float(),
         tail=tail,
     )
