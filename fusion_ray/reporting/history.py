@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fusion_ray.errors import CorruptArtifactError
@@ -76,11 +76,17 @@ def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str,
             for label, manifest in manifests.items()
             if artifacts[label].stage == "fused"
         },
-        "training": {
-            artifact.name: read_curve(artifact.folder) for artifact in artifacts.values() if artifact.stage == "targets"
-        },
+        "training": _curves(artifact for artifact in artifacts.values() if artifact.stage == "targets"),
         "versions": versions(),
     }
+
+
+def _curves(targets: Iterable[Artifact]) -> dict[str, list[dict[str, Any]]]:
+    """The training of every target, its rounds one after another."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for target in targets:
+        curves.setdefault(target.model, []).extend(read_curve(target.folder))
+    return curves
 
 
 def _describe_model(model: Model, files: ModelFiles) -> dict[str, Any]:

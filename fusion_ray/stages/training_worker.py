@@ -124,19 +124,20 @@ def read_rows(task: TargetTask, split: str) -> TrainingRows:
 def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
     inputs, arm = task.artifact.inputs, task.artifact.name
     fused = inputs["fused"]
-    pivot = fused.inputs["pivot"]
+    pivot = _Scored(fused.inputs["pivot"])
+    held = _Scored(inputs["held"]) if "held" in inputs and split == "train" and arm != "longer" else None
     for record in read_manifest(fused.folder).shards_of(split):
         table = read_shard(fused.folder, record, COLUMNS)
         if arm in ("sft", "longer"):
             table = as_sft(table)
         elif arm == "self":
-            table = as_self(table, _scored(pivot, record))
+            table = as_self(table, pivot.rows_of(record))
         elif arm == "shuffled":
             table = as_shuffled(table, task.seed, record.path)
-        if split == "train" and "held" in inputs and arm != "longer":
-            table = as_held(table, _scored(inputs["held"], record))
+        if held:
+            table = as_held(table, held.rows_of(record))
         if split == "validation":  # Bits per byte need the bytes, which only the distributions know.
-            table = table.append_column("n_bytes", _scored(pivot, record, ["n_bytes"])["n_bytes"])
+            table = table.append_column("n_bytes", pivot.rows_of(record, ["n_bytes"])["n_bytes"])
         yield table
     for answered in inputs.values():
         if answered.of_answers and split == "train":
@@ -144,10 +145,15 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
             yield from (read_shard(answered.folder, record, COLUMNS) for record in shards)
 
 
-def _scored(distributions: Artifact, fused: ShardRecord, columns: list[str] | None = None) -> pa.Table:
-    """The same rows of the same split as a model scored them."""
-    records = {record.path: record for record in read_manifest(distributions.folder).shards}
-    return read_shard(distributions.folder, records[fused.path], columns)
+class _Scored:
+    """Distributions, by the fused shards whose rows they have."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.folder = artifact.folder
+        self.records = {record.path: record for record in read_manifest(artifact.folder).shards}
+
+    def rows_of(self, fused: ShardRecord, columns: list[str] | None = None) -> pa.Table:
+        return read_shard(self.folder, self.records[fused.path], columns)
 
 
 def _hand_to_ray(folder: Path, step: int) -> None:

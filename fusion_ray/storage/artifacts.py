@@ -58,8 +58,9 @@ class Artifact:
 
     @property
     def model(self) -> str:
-        """The model of the recipe that it is for: the last part of its name; of what the run has trained, the pivot."""
-        return "pivot" if "start" in self.inputs else self.name.rpartition("/")[2]
+        """The model of the recipe it is for: the last part of its name; where a trained model scores, the pivot."""
+        trained = self.stage == "distributions" and "start" in self.inputs
+        return "pivot" if trained else self.name.rpartition("/")[2]
 
     @property
     def of_answers(self) -> bool:

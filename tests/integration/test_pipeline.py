@@ -135,6 +135,7 @@ def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_befor
     assert json.loads((between / "config.json").read_text())["dtype"] == "float32"
     report = json.loads(Path(recipe.folder, "6_report", "report.json").read_text())
     assert {name for name in report["bits_per_byte"] if name.startswith("target:")} == {f"target:{n}" for n in sources}
+    assert [point["step"] for point in report["training"]["code"]] == joined
 
 
 def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:
