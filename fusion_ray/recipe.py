@@ -201,6 +201,23 @@ class Recipe(Section):
     judge: Judge | None = None
     evaluate: Evaluate | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _reach_of_the_start(cls, data: Any) -> Any:
+        """What targets learn beyond the SFT control, where they start from it, is added whole unless told otherwise."""
+        if not isinstance(data, dict) or not isinstance(targets := data.get("targets"), dict):
+            return data
+        merged = data.get("merged") or {}
+        method = merged.get("method", {}) if isinstance(merged, dict) else merged
+        method = {"kind": method} if isinstance(method, str) else method
+        if (
+            targets.get("start") != "sft"
+            or not isinstance(method, dict)
+            or method.get("kind") not in (None, "rescaled_sum")
+        ):
+            return data
+        return data | {"merged": merged | {"method": {"reach": "each"} | method}}
+
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]

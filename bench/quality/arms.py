@@ -18,6 +18,28 @@ LONG: Arm = MULTI | {"targets.epochs": 20}
 ASKED = {n: {"answers.per_chat": n, "answers.max_tokens": 192} for n in (1, 2, 4)}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 DRAWN = {n: {"distributions.store": {"kind": "sampled", "draws": n}, "targets.tail": "sampled"} for n in (10, 64)}
+HALF = {"density": 0.5, "normalize": True}
+MOST = {"density": 0.9, "normalize": True}
+# What "merging" does not have, of methods for any number of targets.
+OTHERS: dict[str, Arm] = {
+    "TIES, density 0.5": {"kind": "ties", **HALF},
+    "DARE and TIES, density 0.5": {"kind": "dare_ties", **HALF},
+    "DELLA, density 0.5": {"kind": "della", **HALF},
+    "DELLA, linear, density 0.5": {"kind": "della_linear", **HALF},
+    "breadcrumbs, density 0.9": {"kind": "breadcrumbs", **MOST},
+    "breadcrumbs and TIES, density 0.9": {"kind": "breadcrumbs_ties", **MOST},
+    "multi-SLERP": {"kind": "multislerp"},
+    "model stock": {"kind": "model_stock"},
+    "RAM": {"kind": "ram"},
+    "RAM+": {"kind": "ramplus_tl"},
+}
+START: Arm = {
+    "targets.start": "sft",
+    "targets.controls": ["sft", "longer"],
+    "merged.method": {"kind": "rescaled_sum", "reach": "each"},
+}
+ROUNDS: Arm = START | {"targets.rounds": 5}
+ISLANDS: Arm = ONE | {"testbed.pivot_vocabulary": "unigram"}
 
 TABLES: dict[str, dict[str, Arm]] = {
     "main": {"recipe": MAIN},
@@ -37,6 +59,15 @@ TABLES: dict[str, dict[str, Arm]] = {
         "gate: online": {"targets.gate": "online"},
         "multi: one set from all sources": MULTI,
     },
+    # Targets that start from the SFT control and are held to it where their source does not teach.
+    "start": {
+        "from the pivot": MAIN,
+        "from SFT": START,
+        "from SFT, in five rounds": ROUNDS,
+        "the same, 4 answers to a chat": ROUNDS | ASKED[4],
+    },
+    "reach": {"each": START, "one": START | {"merged.method": {"kind": "rescaled_sum", "reach": "one"}}},
+    "rounds": {"5": ROUNDS, "1": START, "2": START | {"targets.rounds": 2}, "10": START | {"targets.rounds": 10}},
     "trust": {"1": MULTI, "fitted": MULTI | {"fused.choose": {"kind": "mince"}}},
     "multi": {
         "a target for each source, merged": MAIN,
@@ -89,6 +120,14 @@ TABLES: dict[str, dict[str, Arm]] = {
         "VaRM, and a source that has learned nothing": {"testbed.random_source": True},
     },
     "vocabulary": {"all different": LONG, "one": LONG | ONE},
+    # Where the oracle's gain is lost, one step after the other. The sources of all rows are the same, to the bit.
+    "lost": {
+        "one vocabulary, dense": MULTI | ONE | {"distributions.top_k": 1024},
+        "the 64 largest": MULTI | ONE,
+        "the pivot's vocabulary is another": MULTI | ISLANDS,
+        "a target for each source, merged": MAIN | ISLANDS,
+    },
+    "architecture": {"all different": MULTI, "one": MULTI | {"testbed.architecture": "llama"}},
     "tail": {
         "dense (k = V)": MULTI | ONE | {"distributions.top_k": 1024},
         "k = 64": MULTI | ONE,
@@ -128,5 +167,33 @@ TABLES: dict[str, dict[str, Arm]] = {
         "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},
         "SCE, tau 0.1": {"merged.method": {"kind": "sce", "select_topk": 0.1}},
         "SCE, tau 1": {"merged.method": {"kind": "sce", "select_topk": 1.0}},
+    },
+    # From the pivot and from the SFT control: which of the two matters more than the method.
+    "methods": {
+        "rescaled sum": MAIN,
+        **{f"{name}": {"merged.method": method} for name, method in OTHERS.items()},
+        **{f"{name}, from SFT": {"merged.method": method, "merged.base": "sft"} for name, method in OTHERS.items()},
+        "Karcher mean": {"merged.method": {"kind": "karcher"}},
+    },
+    "methods_for_two": {
+        "rescaled sum": MAIN | {"testbed.sources": 2},
+        "SLERP": {"testbed.sources": 2, "merged.method": {"kind": "slerp"}},
+        "NuSLERP": {"testbed.sources": 2, "merged.method": {"kind": "nuslerp"}},
+        "NuSLERP, from SFT": {"testbed.sources": 2, "merged.method": {"kind": "nuslerp"}, "merged.base": "sft"},
+    },
+    "methods_for_one": {
+        "the target itself": {"testbed.sources": 1, "merged.method": {"kind": "passthrough"}},
+        "NearSwap": {"testbed.sources": 1, "merged.method": {"kind": "nearswap", "t": 1e-3}},
+        "Arcee fusion": {"testbed.sources": 1, "merged.method": {"kind": "arcee_fusion"}},
+        "NearSwap, from SFT": {
+            "testbed.sources": 1,
+            "merged.method": {"kind": "nearswap", "t": 1e-3},
+            "merged.base": "sft",
+        },
+        "Arcee fusion, from SFT": {
+            "testbed.sources": 1,
+            "merged.method": {"kind": "arcee_fusion"},
+            "merged.base": "sft",
+        },
     },
 }

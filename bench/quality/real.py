@@ -65,7 +65,7 @@ MODELS = {
 PIVOT = "smollm2"
 KEPT = 32  # entries of each distribution
 TEXTS = Texts(answer_bytes=(40, 400))
-COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers")
+COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers", "start")
 
 
 def main() -> None:
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")
     parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
     parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
+    parser.add_argument("--start", choices=["pivot", "sft"], default="pivot", help="what targets start as a copy of")
     parser.add_argument("--answers", type=int, default=0, help="of each source to each chat that it knows best")
     parser.add_argument(
         "--than", nargs="*", default=[], metavar="NAME=VALUE", help="compare with a run of these settings"
@@ -122,7 +123,10 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     answers, trust = (
         f"{letter}{value}" if value else "" for letter, value in (("a", given.answers), ("t", given.trust))
     )
-    more = filter(None, (kept, answers, trust, given.mode if given.mode == "multi" else ""))
+    more = filter(
+        None,
+        (kept, answers, trust, given.mode if given.mode == "multi" else "", "from" if given.start == "sft" else ""),
+    )
     described = "-".join(map(str, (*given.sources, *more, *settings)))
     store = {"store": {"kind": "sampled", "draws": given.draws}} if given.draws else {}
 
@@ -145,7 +149,8 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
                 "pivot_wins": given.pivot_wins,
             },
             "targets": {
-                "controls": ["sft"],
+                "controls": ["sft", "longer"] if given.start == "sft" else ["sft"],
+                "start": given.start,
                 "lambda_": given.lambda_,
                 "epochs": given.epochs,
                 "learning_rate": 1e-4,

@@ -28,6 +28,8 @@ class Testbed:
         sources: How many: the three specialists in the demo's order, then a generalist of their size. No other model
             depends on it.
         shared_vocabulary: One tokenizer of 1,024 tokens in all models, instead of one kind and size in each.
+        pivot_vocabulary: Kind of the pivot's tokenizer, where it is to be another than it would be.
+        architecture: Of all sources, instead of one in each.
         pivot: `small`, the demo's, or `large`.
         strength: Factor on the tokens that every source is trained on.
         rows: Fusion chats of each domain; no model has seen them.
@@ -38,6 +40,8 @@ class Testbed:
     seed: int = 0
     sources: int = 3
     shared_vocabulary: bool = False
+    pivot_vocabulary: str | None = None
+    architecture: str | None = None
     pivot: str = "small"
     strength: float = 1.0
     rows: int = 400
@@ -53,12 +57,18 @@ class Testbed:
         if self.shared_vocabulary:
             shared = {"vocabulary": "byte_bpe", "style": "headers", "vocabulary_size": 1024}
             models = tuple(replace(model, **shared, vocabulary_domains=DOMAINS) for model in models)
+        models = tuple(self._changed(model) for model in models)
         return replace(DEMO, fusion_chats=self.rows, models=models)
 
     def source_names(self) -> list[str]:
         """The sources, in the recipe's order."""
         taught = [model.name for model in (*_SPECIALISTS, _GENERALIST)][: self.sources]
         return [*taught, _RANDOM.name] if self.random_source else taught
+
+    def _changed(self, model: ModelPlan) -> ModelPlan:
+        if model.name == _PIVOT.name:
+            return replace(model, vocabulary=self.pivot_vocabulary or model.vocabulary)
+        return replace(model, architecture=self.architecture or model.architecture)
 
     def _trained_longer(self, model: ModelPlan) -> ModelPlan:
         return replace(model, tokens=round(model.tokens * self.strength))
