@@ -296,7 +296,7 @@ def _merged(recipe: Recipe, merging: _Round, name: str = "") -> Artifact:
     models = {"pivot": next(iter(merging.targets.values())).models["pivot"]}
     if not name:
         return _artifact(recipe, "merged", "", settings, merging.targets | base, models)
-    # Small moves would be lost between rounds in bfloat16. It is no result, so it lies with the targets.
+    # Between rounds; it is no result, so it lies with the targets, in float32 whatever is asked of the merged model.
     made = _artifact(recipe, "merged", name, settings | {"dtype": "float32"}, merging.targets | base, models)
     beside = next(iter(merging.targets.values())).folder
     return replace(made, folder=join(beside.rpartition("/")[0], "merged"))

@@ -62,7 +62,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
         base_models=[pivot.reference, *(source.model for source in recipe.sources)],
         config=recipe.merged.model_dump(mode="json"),
     )
-    dtype = artifact.settings["dtype"]
+    dtype = _dtype(recipe, artifact)
     changes = {} if dtype == "pivot" else config_dtype(DTYPES[dtype])
     copy_tokenizer(pivot.place, artifact.folder)
     finish_folder(artifact.folder, pivot.place, card, records, changes)
@@ -70,6 +70,11 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     files = {name: sha256_of_file(join(artifact.folder, name)) for name in names}
     facts = {"targets": list(plan.targets), "tensors": sum(len(record.tensors) for record in records)}
     write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts)
+
+
+def _dtype(recipe: Recipe, artifact: Artifact) -> str:
+    """The type that is written; between rounds small moves would be lost in bfloat16."""
+    return "float32" if artifact.name else recipe.merged.dtype
 
 
 def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
@@ -83,7 +88,7 @@ def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
         base=base,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),
-        dtype=artifact.settings["dtype"],
+        dtype=_dtype(recipe, artifact),
         file_bytes=int(merged.shard_gib * 2**30),
         block_bytes=int(merged.block_mib * 2**20),
         seed=recipe.seed,
