@@ -75,6 +75,7 @@ def test_draws_stand_for_whole_distributions_and_reach_the_fused_set_uncut(toys:
     assert widths["distributions/pivot"] == {6} and max(widths["fused/code"]) == 7
 
 
+@pytest.mark.timeout(1800)  # Each training group takes long to start where two cores are busy.
 def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_teaches(
     toys: Toys, finished: Recipe
 ) -> None:
@@ -105,6 +106,7 @@ def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_tea
     assert "source:sft" not in report["bits_per_byte"]
 
 
+@pytest.mark.timeout(1800)  # Each training group takes long to start where two cores are busy.
 def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_before_was_merged_into(
     toys: Toys,
 ) -> None:
