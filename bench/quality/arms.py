@@ -65,6 +65,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "from SFT": START,
         "from SFT, in five rounds": ROUNDS,
         "the same, 4 answers to a chat": ROUNDS | ASKED[4],
+        "the same, 64 draws": ROUNDS | ASKED[4] | DRAWN[64],
     },
     "reach": {"each": START, "one": START | {"merged.method": {"kind": "rescaled_sum", "reach": "one"}}},
     "rounds": {"5": ROUNDS, "1": START, "2": START | {"targets.rounds": 2}, "10": START | {"targets.rounds": 10}},

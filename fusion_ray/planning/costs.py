@@ -4,7 +4,9 @@ Every rate is either measured by an earlier manifest of this very artifact in th
 below. Stated rates are for planning, good to a factor of two or three.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from fusion_ray.errors import FusionRayError
 from fusion_ray.pipeline import STAGES, Status
@@ -38,6 +40,7 @@ class Cost:
         wall_s: With the whole cluster at its disposal.
         gpus: GPUs it holds meanwhile.
         rate: Where the time comes from: `measured`, `stated`, or why there is none.
+        wave: How many artifacts of its stage must be made before it, one after the other.
     """
 
     stage: str
@@ -48,6 +51,7 @@ class Cost:
     wall_s: float | None
     gpus: float
     rate: str
+    wave: int = 0
 
     @property
     def gpu_hours(self) -> float | None:
@@ -60,7 +64,8 @@ def estimate_costs(
 ) -> list[Cost]:
     """One cost for every artifact, in the order of the pipeline; done ones cost nothing."""
     costing = _Costing(recipe, corpus, models, cluster)
-    return [costing.done(s.artifact) if s.state == "done" else costing.cost(s.artifact) for s in statuses]
+    costs = [costing.done(s.artifact) if s.state == "done" else costing.cost(s.artifact) for s in statuses]
+    return [replace(cost, wave=wave) for cost, wave in zip(costs, _waves(statuses), strict=True)]
 
 
 def bytes_per_answer_token(recipe: Recipe) -> float:
@@ -223,16 +228,14 @@ def _earlier(artifact: Artifact) -> Manifest | None:
 
 
 def by_stage(costs: list[Cost], side_by_side: dict[str, int]) -> list[Cost]:
-    """Sums over the artifacts of each stage; times are shared by artifacts that run side by side."""
+    """Sums over the artifacts of each stage; those of one wave share their time as far as they run side by side."""
     sums = []
     for stage in STAGES:
         those = [cost for cost in costs if cost.stage == stage and cost.rate != "done"]
         if not those:
             continue
-        walls = [cost.wall_s for cost in those]
-        known = [wall for wall in walls if wall is not None]
-        together = max(1, min(side_by_side.get(stage, 1), len(those)))
-        wall = None if len(known) < len(walls) else max(sum(known) / together, max(known))
+        waves = [[c.wall_s for c in those if c.wave == wave] for wave in sorted({cost.wave for cost in those})]
+        wall = _sum_known([_wall_of_wave(walls, side_by_side.get(stage, 1)) for walls in waves])
         hours = sum(cost.gpu_hours or 0.0 for cost in those)
         gpus = hours * 3600 / wall if wall else 0.0
         rates = sorted({cost.rate for cost in those})
@@ -241,3 +244,28 @@ def by_stage(costs: list[Cost], side_by_side: dict[str, int]) -> list[Cost]:
         rows = sum(cost.rows for cost in those)
         sums.append(Cost(stage, f"{len(those)} of {stage}", rows, tokens, written, wall, gpus, ", ".join(rates)))
     return sums
+
+
+def _wall_of_wave(walls: list[float | None], side_by_side: int) -> float | None:
+    total = _sum_known(walls)
+    if total is None:
+        return None
+    together = max(1, min(side_by_side, len(walls)))
+    return max(total / together, *(wall for wall in walls if wall is not None))
+
+
+def _sum_known(walls: list[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [wall for wall in walls if wall is not None]
+    return sum(known) if len(known) == len(walls) else None
+
+
+def _waves(statuses: list[Status]) -> Iterator[int]:
+    """Of each artifact, how many of its stage follow each other before it; inputs come before what is made of them."""
+    chains: dict[str, Counter[str]] = {}
+    for artifact in (status.artifact for status in statuses):
+        before: Counter[str] = Counter()
+        for made in artifact.inputs.values():
+            before |= chains[str(made)]  # The longest of each stage.
+        yield before[artifact.stage]
+        chains[str(artifact)] = before + Counter([artifact.stage])

@@ -77,6 +77,29 @@ def test_rounds_share_the_training_and_each_scores_the_training_chats() -> None:
     assert {"merged/round-1", "merged/round-2", "merged"} <= rounds.keys()
 
 
+def test_what_waits_for_others_of_its_stage_does_not_share_their_time() -> None:
+    def wall(*overrides: str) -> tuple[float, dict[str, Cost]]:
+        found = foresee(fusechat("targets.controls=[sft]", *overrides), rows=1000)
+        (stage,) = (cost for cost in found.stages if cost.stage == "targets")
+        assert stage.wall_s is not None
+        return stage.wall_s, {cost.artifact: cost for cost in found.costs}
+
+    room = ("targets.side_by_side=8", "merged.method=rescaled_sum")
+    from_pivot, costs = wall(*room)
+    (one,) = {cost.wall_s for name, cost in costs.items() if name.startswith("targets/")}
+    assert one is not None and from_pivot == pytest.approx(one)
+    from_sft, costs = wall(*room, "targets.start=sft")
+    assert from_sft == pytest.approx(2 * one)
+    assert {name: cost.wave for name, cost in costs.items() if cost.stage == "targets"} == {
+        "targets/sft": 0,
+        "targets/mixtral": 1,
+        "targets/solar": 1,
+    }
+    in_rounds, costs = wall(*room, "targets.start=sft", "targets.rounds=3")
+    parts = [costs[f"targets/{place}solar"].wall_s or 0.0 for place in ("round-1/", "round-2/", "")]
+    assert in_rounds == pytest.approx(one + sum(parts))
+
+
 def test_answers_take_writing_scoring_fusing_and_training_by_the_stated_arithmetic() -> None:
     def costs(*overrides: str) -> dict[str, Cost]:
         found = foresee(fusechat(*overrides), rows=1000, tokens_per_row=500)
