@@ -39,6 +39,7 @@ class Targets(Section):
         start: What a target starts as a copy of. From the SFT control on, it is held to what the control says wherever
             no source teaches, so that what it learns beyond the control is its source's alone (ours).
         rounds: Parts that training is cut into; after each the targets are merged, and all go on from there (ours).
+        lambda_: 0.5 from the pivot, 0.2 from the SFT control, which has learned gold before (both by measurement).
         controls: `longer` is the SFT control trained on by gold for as many updates again, as a target that starts
             from it is.
     """
@@ -81,6 +82,12 @@ class Targets(Section):
     trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     retries: int = Field(3, ge=0)
     wait_s: float = Field(600, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lambda_of_the_start(cls, data: Any) -> Any:
+        from_sft = isinstance(data, dict) and data.get("start") == "sft"
+        return {"lambda_": 0.2} | data if from_sft else data
 
     @property
     def goes_by_validation(self) -> list[str]:

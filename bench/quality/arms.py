@@ -15,7 +15,7 @@ FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
 MULTI: Arm = {"fused.mode": "multi"}
 LONG: Arm = MULTI | {"targets.epochs": 20}
-ASKED = {n: {"answers.per_chat": n, "answers.max_tokens": 192} for n in (1, 2, 4)}
+ASKED = {n: {"answers.per_chat": n, "answers.max_tokens": 192} for n in (1, 2, 4, 8)}
 ONE: Arm = {"testbed.shared_vocabulary": True}
 DRAWN = {n: {"distributions.store": {"kind": "sampled", "draws": n}, "targets.tail": "sampled"} for n in (10, 64)}
 HALF = {"density": 0.5, "normalize": True}
@@ -66,7 +66,10 @@ TABLES: dict[str, dict[str, Arm]] = {
         "from SFT, in five rounds": ROUNDS,
         "the same, 4 answers to a chat": ROUNDS | ASKED[4],
         "the same, 64 draws": ROUNDS | ASKED[4] | DRAWN[64],
+        "8 answers, 6 epochs": ROUNDS | ASKED[8] | {"targets.epochs": 6},
     },
+    # Targets that start from SFT have learned gold already.
+    "start_lambda": {"0.2": START, **{f"{value}": START | {"targets.lambda_": value} for value in (0.0, 0.1, 0.5)}},
     "reach": {"each": START, "one": START | {"merged.method": {"kind": "rescaled_sum", "reach": "one"}}},
     "rounds": {"5": ROUNDS, "1": START, "2": START | {"targets.rounds": 2}, "10": START | {"targets.rounds": 10}},
     "trust": {"1": MULTI, "fitted": MULTI | {"fused.choose": {"kind": "mince"}}},
@@ -75,7 +78,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "one target of all sources": MULTI,
     },
     # How many answers each source gives anew to each of the chats that it knows best.
-    "answers": {"0": MULTI, **{f"{n}": MULTI | asked for n, asked in ASKED.items()}},
+    "answers": {"0": MULTI, **{f"{n}": MULTI | ASKED[n] for n in (1, 2, 4)}},
     "answered": {
         "none": MULTI,
         "4 to a chat": MULTI | ASKED[4],

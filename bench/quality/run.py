@@ -183,11 +183,13 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
 
 
 def _worst_domain(found: list[Outcome]) -> str:
-    """The domain where merged stands worst against the target that is best there, in bits per byte."""
+    """The domain where merged stands worst against the target that is best there, in bits per byte, and the interval."""
     domains = sorted(set(found[0].scores.domains_N))
     behind = {d: _rate(found, "merged", d) - _rate(found, _best_target(found, d), d) for d in domains}
     worst = max(domains, key=lambda domain: behind[domain])
-    return f"{behind[worst]:+.4f} ({worst})"
+    best = _best_target(found, worst)
+    effect = compare([(outcome, "merged", outcome, best) for outcome in found], worst)
+    return f"{effect.value:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}] ({worst})"
 
 
 def _best_target(found: list[Outcome], domain: str) -> str:

@@ -85,6 +85,12 @@ def test_what_starts_from_the_control_is_added_whole_unless_told_otherwise() -> 
             method(wrong)
 
 
+def test_what_starts_from_the_control_has_learned_gold_before() -> None:
+    assert with_overrides("targets.start=sft").targets.lambda_ == 0.2
+    assert with_overrides("targets.start=sft", "targets.lambda_=0.5").targets.lambda_ == 0.5
+    assert with_overrides("targets.start=pivot").targets.lambda_ == 0.5
+
+
 def test_what_starts_from_the_control_needs_the_control() -> None:
     with pytest.raises(RecipeError, match=r"targets\.start: sft needs the SFT control"):
         with_overrides("targets.start=sft", "targets.controls=[]", "merged.base=pivot")
