@@ -5,6 +5,7 @@
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
     python bench/quality/real.py --kept 10                  # fewer entries of each distribution, and what that costs
     python bench/quality/real.py --draws 10 --than kept=10  # entries that are drawn, in place of the largest
+    python bench/quality/real.py --start sft --than start=pivot
     python bench/quality/real.py --sources qwen --trust 1   # a source believed at every token, as in the papers
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
@@ -38,6 +39,7 @@ from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat
 from fusion_ray.demo.making import split_chats
 from fusion_ray.demo.plans import DEMO
 from fusion_ray.recipe import Recipe, parse_recipe
+from fusion_ray.training import Targets
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", choices=sorted(set(MODELS) - {PIVOT}), default=["gemma3"])
     parser.add_argument("--rows", type=int, default=60, help="chats of each of the five domains")
-    parser.add_argument("--lambda_", type=float, default=0.5)
+    parser.add_argument("--lambda_", type=float, help="weight of gold; the recipe's default where not given")
     parser.add_argument("--pivot_wins", choices=["gold", "distil"], default="gold")
     parser.add_argument("--kept", type=int, default=KEPT, help="entries of each distribution")
     parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")
@@ -118,7 +120,8 @@ def run_seeds(given: argparse.Namespace) -> list[Outcome]:
 def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
     folder = given.folder.absolute().as_posix()
-    settings = (given.rows, given.lambda_, given.pivot_wins, given.epochs, seed)
+    lambda_ = Targets(start=given.start).lambda_ if given.lambda_ is None else given.lambda_
+    settings = (given.rows, lambda_, given.pivot_wins, given.epochs, seed)
     kept = f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != KEPT else ""
     answers, trust = (
         f"{letter}{value}" if value else "" for letter, value in (("a", given.answers), ("t", given.trust))
@@ -151,7 +154,7 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "targets": {
                 "controls": ["sft", "longer"] if given.start == "sft" else ["sft"],
                 "start": given.start,
-                "lambda_": given.lambda_,
+                "lambda_": lambda_,
                 "epochs": given.epochs,
                 "learning_rate": 1e-4,
                 "tokens_per_step": 2048,

@@ -183,7 +183,7 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
 
 
 def _worst_domain(found: list[Outcome]) -> str:
-    """The domain where merged stands worst against the target that is best there, in bits per byte, and the interval."""
+    """The domain where merged stands worst against the target that is best there: bits per byte with their interval."""
     domains = sorted(set(found[0].scores.domains_N))
     behind = {d: _rate(found, "merged", d) - _rate(found, _best_target(found, d), d) for d in domains}
     worst = max(domains, key=lambda domain: behind[domain])
