@@ -203,15 +203,15 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _reach_of_the_start(cls, data: Any) -> Any:
-        """What targets learn beyond the SFT control, where they start from it, is added whole unless told otherwise."""
+    def _reach_of_rounds(cls, data: Any) -> Any:
+        """What targets learn in one round of several is added whole unless told otherwise."""
         if not isinstance(data, dict) or not isinstance(targets := data.get("targets"), dict):
             return data
         merged = data.get("merged") or {}
         method = merged.get("method", {}) if isinstance(merged, dict) else merged
         method = {"kind": method} if isinstance(method, str) else method
         if (
-            targets.get("start") != "sft"
+            targets.get("rounds", 1) == 1
             or not isinstance(method, dict)
             or method.get("kind") not in (None, "rescaled_sum")
         ):

@@ -10,6 +10,7 @@ from typing import Any
 Arm = dict[str, Any]
 
 RECIPE: Arm = {}
+SUM = {"kind": "rescaled_sum", "reach": "one"}
 MAIN: Arm = {"merged.method": {"kind": "rescaled_sum"}}
 FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
@@ -70,7 +71,12 @@ TABLES: dict[str, dict[str, Arm]] = {
     },
     # Targets that start from SFT have learned gold already.
     "start_lambda": {"0.2": START, **{f"{value}": START | {"targets.lambda_": value} for value in (0.0, 0.1, 0.5)}},
-    "reach": {"each": START, "one": START | {"merged.method": {"kind": "rescaled_sum", "reach": "one"}}},
+    "reach": {
+        "each": START,
+        "one": START | {"merged.method": SUM},
+        "each, five rounds": ROUNDS,
+        "one, five rounds": ROUNDS | {"merged.method": SUM},
+    },
     "rounds": {"5": ROUNDS, "1": START, "2": START | {"targets.rounds": 2}, "10": START | {"targets.rounds": 10}},
     "trust": {"1": MULTI, "fitted": MULTI | {"fused.choose": {"kind": "mince"}}},
     "multi": {

@@ -71,15 +71,15 @@ def test_deltas_from_the_control_need_the_control() -> None:
         with_overrides("merged.base=sft", "targets.controls=[self]")
 
 
-def test_what_starts_from_the_control_is_added_whole_unless_told_otherwise() -> None:
+def test_what_a_round_of_several_teaches_is_added_whole_unless_told_otherwise() -> None:
     def method(*overrides: str) -> object:
-        return with_overrides("targets.start=sft", *overrides).merged.method.model_dump()
+        return with_overrides("targets={start: sft, rounds: 2}", *overrides).merged.method.model_dump()
 
     whole = {"kind": "rescaled_sum", "reach": "each"}
     assert method() == method("merged.method=rescaled_sum") == method("merged.dtype=float32") == whole
     assert method("merged.method.reach=one") == {"kind": "rescaled_sum", "reach": "one"}
     assert method("merged={method: varm, base: sft}") == {"kind": "varm", "granularity": "matrix"}
-    assert with_overrides("targets.epochs=1").merged.method.model_dump() == whole | {"reach": "one"}
+    assert method("targets.rounds=1") == whole | {"reach": "one"}
     for wrong in ("merged=varm", "merged.method=3", "merged.method=[varm]"):
         with pytest.raises(RecipeError, match="merged"):
             method(wrong)
