@@ -10,7 +10,7 @@ from typing import Any
 Arm = dict[str, Any]
 
 RECIPE: Arm = {}
-SUM = {"kind": "rescaled_sum", "reach": "one"}
+ONE_LONG, EACH_LONG = ({"kind": "rescaled_sum", "reach": reach} for reach in ("one", "each"))
 MAIN: Arm = {"merged.method": {"kind": "rescaled_sum"}}
 FUSED_K = (4, 10, 16, 32)
 MANY: Arm = {"testbed.rows": 1600}
@@ -37,9 +37,9 @@ OTHERS: dict[str, Arm] = {
 START: Arm = {
     "targets.start": "sft",
     "targets.controls": ["sft", "longer"],
-    "merged.method": {"kind": "rescaled_sum", "reach": "each"},
+    "merged.method": ONE_LONG,
 }
-ROUNDS: Arm = START | {"targets.rounds": 5}
+ROUNDS: Arm = START | {"targets.rounds": 5, "merged.method": EACH_LONG}
 ISLANDS: Arm = ONE | {"testbed.pivot_vocabulary": "unigram"}
 
 TABLES: dict[str, dict[str, Arm]] = {
@@ -72,12 +72,12 @@ TABLES: dict[str, dict[str, Arm]] = {
     # Targets that start from SFT have learned gold already.
     "start_lambda": {"0.2": START, **{f"{value}": START | {"targets.lambda_": value} for value in (0.0, 0.1, 0.5)}},
     "reach": {
-        "each": START,
-        "one": START | {"merged.method": SUM},
+        "one": START,
+        "each": START | {"merged.method": EACH_LONG},
         "each, five rounds": ROUNDS,
-        "one, five rounds": ROUNDS | {"merged.method": SUM},
+        "one, five rounds": ROUNDS | {"merged.method": ONE_LONG},
     },
-    "rounds": {"5": ROUNDS, "1": START, "2": START | {"targets.rounds": 2}, "10": START | {"targets.rounds": 10}},
+    "rounds": {"5": ROUNDS, "1": START, "2": ROUNDS | {"targets.rounds": 2}, "10": ROUNDS | {"targets.rounds": 10}},
     "trust": {"1": MULTI, "fitted": MULTI | {"fused.choose": {"kind": "mince"}}},
     "multi": {
         "a target for each source, merged": MAIN,
