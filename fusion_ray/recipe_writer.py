@@ -49,7 +49,8 @@ fused:
 
 # One target per source. These are the paper's settings for 7B models; smaller models want a larger learning_rate.
 targets:
-  lambda_: 0.5  # the weight of gold; the paper's is 0.9; after `start: sft` take 0.2
+  start: pivot  # sft: they go on from the SFT control, which gains more (docs/targets.md); take lambda_ 0.2 with it
+  lambda_: 0.5  # the weight of gold; the paper's is 0.9
   epochs: 3
   learning_rate: 5.0e-6
   max_length: {max_length}
