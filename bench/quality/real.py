@@ -5,7 +5,7 @@
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
     python bench/quality/real.py --kept 10                  # fewer entries of each distribution, and what that costs
     python bench/quality/real.py --draws 10 --than kept=10  # entries that are drawn, in place of the largest
-    python bench/quality/real.py --start sft --than start=pivot
+    python bench/quality/real.py --start sft --than start=pivot  # targets from the SFT control
     python bench/quality/real.py --sources qwen --trust 1   # a source believed at every token, as in the papers
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:

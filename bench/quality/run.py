@@ -185,10 +185,9 @@ def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
 def _worst_domain(found: list[Outcome]) -> str:
     """The domain where merged stands worst against the target that is best there: bits per byte with their interval."""
     domains = sorted(set(found[0].scores.domains_N))
-    behind = {d: _rate(found, "merged", d) - _rate(found, _best_target(found, d), d) for d in domains}
-    worst = max(domains, key=lambda domain: behind[domain])
-    best = _best_target(found, worst)
-    effect = compare([(outcome, "merged", outcome, best) for outcome in found], worst)
+    best = {domain: _best_target(found, domain) for domain in domains}
+    worst = max(domains, key=lambda domain: _rate(found, "merged", domain) - _rate(found, best[domain], domain))
+    effect = compare([(outcome, "merged", outcome, best[worst]) for outcome in found], worst)
     return f"{effect.value:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}] ({worst})"
 
 
