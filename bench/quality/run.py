@@ -3,6 +3,8 @@
     python bench/quality/run.py                                  # every table, five seeds: hours on two cores
     python bench/quality/run.py main --seeds 1                   # six minutes
     python bench/quality/run.py --folder quality                 # where models and runs are kept
+    python bench/quality/run.py main --seeds 1 --first_seed 3   # seeds may run side by side, and be read together later
+    python bench/quality/run.py main --gpus 0.2                  # five models share a GPU
     python bench/quality/run.py main --figures docs/figures      # the effects as pictures besides
 
 A trial that was run before is read, and of a new one only what differs is made: models, distributions, fused sets and
@@ -37,13 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", default=list(TABLES), help=", ".join(TABLES))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--gpus", type=float, default=0, help="for each model that scores or is trained")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--figures", type=Path, help="folder for a picture of every table")
     given = parser.parse_args()
     unknown = [name for name in given.tables if name not in TABLES]
     if unknown:
         parser.error(f"no table {', '.join(unknown)}; there are: {', '.join(TABLES)}")
-    trials = _Trials(given.folder, given.seeds)
+    trials = _Trials(given.folder, range(given.first_seed, given.first_seed + given.seeds), given.gpus)
     for name in given.tables:
         rows = print_main(trials(MAIN)) if name == "main" else print_table(name, TABLES[name], trials)
         if given.figures:
@@ -56,13 +60,13 @@ def main() -> None:
 class _Trials:
     """Runs each arm once for every seed."""
 
-    def __init__(self, folder: Path, seeds: int) -> None:
-        self.folder, self.seeds = folder, seeds
+    def __init__(self, folder: Path, seeds: range, gpus: float) -> None:
+        self.folder, self.seeds, self.gpus = folder, seeds, gpus
 
     def __call__(self, arm: Arm) -> list[Outcome]:
         return [
-            run_trial(self.folder, Testbed(seed=seed), arm, controls=arm in (RECIPE, MAIN), tell=_tell)
-            for seed in range(self.seeds)
+            run_trial(self.folder, Testbed(seed=seed), arm, arm in (RECIPE, MAIN), _tell, self.gpus)
+            for seed in self.seeds
         ]
 
     def shares(self, arms: dict[str, Arm]) -> dict[str, dict[float, list[float]]]:

@@ -34,7 +34,9 @@ class Outcome:
     report: dict[str, Any]
 
 
-def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell = silent) -> Outcome:
+def run_trial(
+    folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Tell = silent, gpus: float = 0
+) -> Outcome:
     """Run one arm on one testbed, or read what it measured before.
 
     Args:
@@ -43,9 +45,10 @@ def run_trial(folder: Path, testbed: Testbed, arm: Arm, controls: bool, tell: Te
         arm: Changes to testbed and recipe.
         controls: Train the control arms as well.
         tell: Receives the progress of making the models.
+        gpus: For each actor and worker; where it runs is no part of what a trial is.
     """
     testbed = changed(testbed, arm)
-    recipe = arm_recipe(folder, testbed, arm, controls)
+    recipe = on_gpus(arm_recipe(folder, testbed, arm, controls), gpus)
     place = _place(folder, testbed)
     make_materials(place, testbed.plan(), testbed.seed, tell, sorted((folder / "testbeds").glob("*")))
     thin_chats(testbed, place, recipe.corpus)
@@ -74,6 +77,13 @@ def arm_recipe(folder: Path, testbed: Testbed, arm: Arm, controls: bool) -> Reci
     # The page's examples take time, and nobody looks at them here.
     data |= {"runs": f"{folder.as_posix()}/runs", "report": {"samples": 0, "views": 0}}
     return parse_recipe(data | {"name": _digest({"testbed": _facts(testbed), "recipe": data})})
+
+
+def on_gpus(recipe: Recipe, gpus: float) -> Recipe:
+    """The same recipe with so much of a GPU for each actor that scores and each worker that trains."""
+    data = recipe.model_dump(mode="json")
+    data["distributions"]["gpus_per_actor"] = data["targets"]["gpus_per_worker"] = gpus
+    return parse_recipe(data)
 
 
 def _place(folder: Path, testbed: Testbed) -> Path:

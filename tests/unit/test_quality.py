@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import testbeds
-from arms import TABLES
+from arms import MAIN, TABLES
 from effects import compare
 from figures import draw_curve, draw_effects
-from trials import Outcome, arm_recipe, changed, write_recipe
+from trials import Outcome, arm_recipe, changed, on_gpus, write_recipe
 
 from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.demo.plans import DOMAINS
@@ -38,6 +38,13 @@ def test_the_file_that_is_run_is_the_arm(table: str, label: str, tmp_path: Path)
     recipe = arm_recipe(tmp_path, changed(testbeds.Testbed(), arm), arm, controls=False)
     Path(recipe.runs).mkdir(parents=True)
     assert load_recipe(write_recipe(recipe)) == recipe
+
+
+def test_a_trial_on_a_gpu_is_the_same_trial() -> None:
+    recipe = arm_recipe(Path("quality"), testbeds.Testbed(), MAIN, controls=False)
+    moved = on_gpus(recipe, 0.25)
+    assert moved.distributions.gpus_per_actor == moved.targets.gpus_per_worker == 0.25
+    assert on_gpus(moved, 0) == recipe
 
 
 def outcome(nll_by_model: dict[str, list[float]], **changes: Any) -> Outcome:
