@@ -18,7 +18,7 @@ _TEMPLATE = """\
 name: {name}
 seed: 0
 
-# The model everything is expressed in; every target starts as a copy of it.
+# The model everything is expressed in.
 pivot: {{model: {pivot}}}  # {pivot_facts}
 
 # The models whose knowledge is taken; any architecture, size and tokenizer.
@@ -49,8 +49,8 @@ fused:
 
 # One target per source. These are the paper's settings for 7B models; smaller models want a larger learning_rate.
 targets:
-  start: pivot  # sft: they go on from the SFT control, which gains more (docs/targets.md); take lambda_ 0.2 with it
-  lambda_: 0.5  # the weight of gold; the paper's is 0.9
+  start: sft  # the control is trained first, and each target goes on from it; pivot: as in the paper
+  lambda_: 0.2  # the weight of gold, which the control has learned; 0.5 from the pivot, the paper's is 0.9
   epochs: 3
   learning_rate: 5.0e-6
   max_length: {max_length}

@@ -33,20 +33,22 @@ class EarlyStop(Section):
 
 
 class Targets(Section):
-    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `lambda_` (its is 0.9).
+    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `start` and `lambda_`.
 
     Attributes:
-        start: What a target starts as a copy of. From the SFT control on, it is held to what the control says wherever
-            no source teaches, so that what it learns beyond the control is its source's alone (ours).
+        start: What a target starts as a copy of: the pivot as in the papers, which is the default without the SFT
+            control, or that control. From the control on, it is held to what the control says wherever no source
+            teaches, so that what it learns beyond the control is its source's alone (ours).
         rounds: Parts that training is cut into; after each the targets are merged, and all go on from there (ours).
-        lambda_: 0.5 from the pivot, 0.2 from the SFT control, which has learned gold before (both by measurement).
+        lambda_: 0.5 from the pivot, 0.2 from the SFT control, which has learned gold before (both by measurement); the
+            paper's is 0.9.
         controls: `longer` is the SFT control trained on by gold for as many updates again, as a target that starts
             from it is.
     """
 
-    start: Literal["pivot", "sft"] = "pivot"
+    start: Literal["pivot", "sft"] = "sft"
     rounds: int = Field(1, ge=1)
-    lambda_: float = Field(0.5, ge=0, le=1)
+    lambda_: float = Field(0.2, ge=0, le=1)
     lambda_end: float | None = Field(None, ge=0, le=1)
     gate: Literal["none", "online"] = "none"
     divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
@@ -85,9 +87,13 @@ class Targets(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _lambda_of_the_start(cls, data: Any) -> Any:
-        from_sft = isinstance(data, dict) and data.get("start") == "sft"
-        return {"lambda_": 0.2} | data if from_sft else data
+    def _start_and_its_lambda(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        controls = data.get("controls", ("sft",))
+        without_sft = isinstance(controls, list | tuple) and "sft" not in controls
+        data = {"start": "pivot" if without_sft else "sft"} | data
+        return data if data["start"] == "sft" else {"lambda_": 0.5} | data
 
     @property
     def goes_by_validation(self) -> list[str]:

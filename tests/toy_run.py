@@ -33,7 +33,7 @@ def make_recipe(folder: Path, rows: int = 60, targets: dict[str, Any] | None = N
             "sources": [{"name": "math", "model": math}],
             "corpus": {"path": str(folder / "chats.jsonl"), "heldout": 0.4, "shard_rows": 10},
             "distributions": {"top_k": 4},
-            "targets": targets or {},
+            "targets": {"start": "pivot"} | (targets or {}),
             "report": {"bootstrap": 200},
         }
         | more

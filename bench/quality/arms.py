@@ -34,8 +34,8 @@ OTHERS: dict[str, Arm] = {
     "RAM": {"kind": "ram"},
     "RAM+": {"kind": "ramplus_tl"},
 }
-START: Arm = {
-    "targets.start": "sft",
+FROM_SFT: Arm = {"targets.start": "sft"}
+START: Arm = FROM_SFT | {
     "targets.controls": ["sft", "longer"],
     "merged.method": ONE_LONG,
 }
@@ -67,7 +67,14 @@ TABLES: dict[str, dict[str, Arm]] = {
         "from SFT, in five rounds": ROUNDS,
         "the same, 4 answers to a chat": ROUNDS | ASKED[4],
         "the same, 64 draws": ROUNDS | ASKED[4] | DRAWN[64],
+        "8 answers to a chat": ROUNDS | ASKED[8],
         "8 answers, 6 epochs": ROUNDS | ASKED[8] | {"targets.epochs": 6},
+    },
+    "start_multi": {
+        "from the pivot": MULTI,
+        "from SFT": MULTI | FROM_SFT,
+        "from the pivot, 4 answers to a chat": MULTI | ASKED[4],
+        "from SFT, 4 answers to a chat": MULTI | ASKED[4] | FROM_SFT,
     },
     # Targets that start from SFT have learned gold already.
     "start_lambda": {"0.2": START, **{f"{value}": START | {"targets.lambda_": value} for value in (0.0, 0.1, 0.5)}},

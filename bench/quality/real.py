@@ -5,7 +5,7 @@
     python bench/quality/real.py --lambda_ 0.9 --seeds 3
     python bench/quality/real.py --kept 10                  # fewer entries of each distribution, and what that costs
     python bench/quality/real.py --draws 10 --than kept=10  # entries that are drawn, in place of the largest
-    python bench/quality/real.py --start sft --than start=pivot  # targets from the SFT control
+    python bench/quality/real.py --than start=pivot         # targets that start from the pivot, as in the papers
     python bench/quality/real.py --sources qwen --trust 1   # a source believed at every token, as in the papers
 
 The pivot is SmolLM2-135M-Instruct (Apache-2.0); sources are Gemma-3-270M (a base model, under Google's Gemma terms:
@@ -33,7 +33,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from effects import compare
 from run import print_main
-from trials import Outcome, is_done, read_outcome, run_recipe, take_over
+from trials import Outcome, is_done, on_gpus, read_outcome, run_recipe, take_over
 
 from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
 from fusion_ray.demo.making import split_chats
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, help="keep as many entries that are drawn instead (store: sampled)")
     parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
     parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
-    parser.add_argument("--start", choices=["pivot", "sft"], default="pivot", help="what targets start as a copy of")
+    parser.add_argument("--start", choices=["pivot", "sft"], default="sft", help="what targets start as a copy of")
     parser.add_argument("--answers", type=int, default=0, help="of each source to each chat that it knows best")
     parser.add_argument(
         "--than", nargs="*", default=[], metavar="NAME=VALUE", help="compare with a run of these settings"
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--gpus", type=float, default=0, help="for each model that scores or is trained")
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="threads of scoring and training")
     parser.add_argument("--folder", type=Path, default=Path("runs/real"))
     given = parser.parse_args()
@@ -109,7 +110,7 @@ def run_seeds(given: argparse.Namespace) -> list[Outcome]:
     found = []
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         write_chats(given.folder / f"chats-{seed}-{given.rows}.jsonl", given.rows, seed)
-        recipe = recipe_of(given, seed)
+        recipe = on_gpus(recipe_of(given, seed), given.gpus)
         if not is_done(recipe):
             take_over(recipe, given.folder / "runs")
             run_recipe(recipe)
@@ -118,7 +119,7 @@ def run_seeds(given: argparse.Namespace) -> list[Outcome]:
 
 
 def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
-    """The recipe of one seed; the pipeline's defaults but for what two cores without a GPU ask for."""
+    """The recipe of one seed; the pipeline's defaults but for what two cores ask for."""
     folder = given.folder.absolute().as_posix()
     lambda_ = Targets(start=given.start).lambda_ if given.lambda_ is None else given.lambda_
     settings = (given.rows, lambda_, given.pivot_wins, given.epochs, seed)
@@ -225,7 +226,9 @@ def pieces(name: str) -> list[Path]:
 
 
 def write_chats(path: Path, rows: int, seed: int) -> None:
-    """Write `rows` chats of each domain."""
+    """Write `rows` chats of each domain, once: which there are depends on the packages that are installed."""
+    if path.is_file():
+        return
     fewest, most = TEXTS.answer_bytes
     more = [chat for chat in (*doctest_chats(), *header_chats()) if fewest <= len(chat.turns[1].encode()) <= most]
     _, chosen = split_chats([*all_chats(TEXTS), *more], replace(DEMO, fusion_chats=rows), seed)

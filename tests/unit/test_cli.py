@@ -73,8 +73,8 @@ def test_a_plan_before_the_first_run_has_everything_to_do(
     assert invoke(monkeypatch, "plan", str(write_recipe(models, tmp_path))) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("to do")]
     assert [line.split()[0] for line in lines] == [
-        "corpus", "distributions/pivot", "distributions/math", "fused/math", "targets/math", "targets/sft", "merged",
-        "report",
+        "corpus", "distributions/pivot", "distributions/math", "fused/math", "targets/sft", "distributions/sft",
+        "targets/math", "merged", "report",
     ]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ def with_overrides(*overrides: str) -> Recipe:
 
 def test_a_short_recipe_gets_the_defaults() -> None:
     recipe = parse_recipe(SMALL)
-    assert (recipe.targets.lambda_, recipe.targets.learning_rate, recipe.targets.epochs) == (0.5, 5e-6, 3)
+    assert (recipe.targets.start, recipe.targets.lambda_) == ("sft", 0.2)
+    assert (recipe.targets.learning_rate, recipe.targets.epochs) == (5e-6, 3)
     assert (recipe.merged.method.kind, recipe.merged.base) == ("rescaled_sum", "sft")
     assert list(recipe.models()) == ["pivot", "math", "code"]
     assert recipe.folder == "runs/small"
@@ -85,6 +86,16 @@ def test_what_a_round_of_several_teaches_is_added_whole_unless_told_otherwise() 
             method(wrong)
 
 
+def test_targets_start_from_the_control_where_there_is_one() -> None:
+    def start(*overrides: str) -> tuple[str, float]:
+        targets = with_overrides(*overrides, "merged.method=varm").targets
+        return targets.start, targets.lambda_
+
+    assert start() == start("targets.controls=[shuffled, sft]") == ("sft", 0.2)
+    assert start("targets.controls=[]") == start("targets.controls=[self]") == ("pivot", 0.5)
+    assert start("targets.controls=[]", "targets.lambda_=0.9") == ("pivot", 0.9)
+
+
 def test_what_starts_from_the_control_has_learned_gold_before() -> None:
     assert with_overrides("targets.start=sft").targets.lambda_ == 0.2
     assert with_overrides("targets.start=sft", "targets.lambda_=0.5").targets.lambda_ == 0.5
@@ -95,7 +106,7 @@ def test_what_starts_from_the_control_needs_the_control() -> None:
     with pytest.raises(RecipeError, match=r"targets\.start: sft needs the SFT control"):
         with_overrides("targets.start=sft", "targets.controls=[]", "merged.base=pivot")
     with pytest.raises(RecipeError, match=r"longer goes on from the SFT control, as targets do under start: sft"):
-        with_overrides("targets.controls=[sft, longer]")
+        with_overrides("targets.start=pivot", "targets.controls=[sft, longer]")
     for half in (["targets.start=pivot"], ["targets.start=sft", "merged.base=pivot"]):
         with pytest.raises(RecipeError, match=r"rounds: 2 rounds add up .* set targets\.start and merged\.base to sft"):
             with_overrides("targets.rounds=2", *half)
