@@ -97,7 +97,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     records.sort(key=lambda record: order[record.path])
     # What a model wrote may not fit another one's template; such answers are only not learnt from.
     cap = 1.0 if artifact.of_answers else recipe.distributions.max_rejected
-    rejected = settle_rejections(artifact, records, cap)
+    rejected = settle_rejections(artifact, records, cap, sum(shard.rows for shard in scored.shards))
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
     forget_attempts(artifact.folder)

@@ -10,23 +10,30 @@ from fusion_ray.storage.shards import ShardRecord
 LISTING = "rejected/rows.jsonl"
 
 
-def settle_rejections(artifact: Artifact, records: list[ShardRecord], cap: float) -> int:
+def settle_rejections(artifact: Artifact, records: list[ShardRecord], cap: float, of: int | None = None) -> int:
     """List the rejected rows of finished shards in `rejected/rows.jsonl`, and fail when there are too many.
 
-    A shard's facts hold `rejected`: a mapping of row id to reason.
+    A shard's facts hold `rejected`: a mapping of row id to reason. What an earlier stage rejected is among them.
+
+    Args:
+        artifact: What the shards are of.
+        records: Its shards.
+        cap: Share of rows that may be rejected.
+        of: All rows of the corpus, where the artifact has some of its splits: a stage that allows as much as the one
+            before must not fail because a split has more than its share of what that one has rejected.
 
     Returns:
         How many rows were rejected.
 
     Raises:
-        ArtifactError: More than `cap` (a share of all rows) were rejected.
+        ArtifactError: More than `cap` were rejected.
     """
     rejected = [
         {"id": identity, "reason": reason, "shard": record.path}
         for record in records
         for identity, reason in record.facts["rejected"].items()
     ]
-    rows = sum(record.rows for record in records)
+    rows = sum(record.rows for record in records) if of is None else of
     if rejected:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
         write_bytes(join(artifact.folder, LISTING), lines.encode())

@@ -156,6 +156,9 @@ def test_too_many_rejected_rows_stop_the_stage_and_are_listed(tmp_path: Path) ->
     assert "no answer" in (tmp_path / "rejected" / "rows.jsonl").read_text()
     with pytest.raises(ArtifactError, match=r"1 of 3 rows.*b: no answer"):
         settle_rejections(artifact(tmp_path), [record], cap=0.1)
+    assert settle_rejections(artifact(tmp_path), [record], cap=0.1, of=10) == 1, "these rows are one split of ten"
+    with pytest.raises(ArtifactError, match="1 of 9 rows"):
+        settle_rejections(artifact(tmp_path), [record], cap=0.1, of=9)
 
 
 def test_files_are_written_whole_and_listed(tmp_path: Path) -> None:
