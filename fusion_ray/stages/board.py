@@ -26,9 +26,9 @@ def open_board() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
 
-def put_on(board: Any, progress: Progress) -> None:
-    """Leave a report, without waiting."""
-    board.put.remote(progress)
+def put_on(board: Any, progress: Progress) -> Any:
+    """Leave a report, without waiting; returns what `ray.get` waits for it by."""
+    return board.put.remote(progress)
 
 
 def read_board(board: Any, tell: Tell) -> None:

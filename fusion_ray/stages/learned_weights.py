@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 
 from fusion_ray.algorithms.merge.learned import with_pivot
@@ -81,7 +82,8 @@ def _learn(
 
         def report(point: Point) -> None:
             detail = f"learning weights, {point.bits_per_byte:.4f} bits per byte on validation"
-            put_on(board, Progress(str(artifact), point.step, method.steps, detail))
+            # Waited for: else the last report may reach the board after it was read.
+            ray.get(put_on(board, Progress(str(artifact), point.step, method.steps, detail)))
 
         points = learn_weights(mixture, _parts(squares, method), begin, descended, judged, settings, method, report)
         return {"points": [asdict(point) for point in points]}
