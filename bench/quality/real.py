@@ -67,7 +67,7 @@ MODELS = {
 PIVOT = "smollm2"
 KEPT = 32  # entries of each distribution
 TEXTS = Texts(answer_bytes=(40, 400))
-COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers", "start")
+COMPARED = ("lambda_", "pivot_wins", "kept", "draws", "trust", "mode", "answers", "start", "rounds")
 
 
 def main() -> None:
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--trust", type=float, help="in the sources; fitted where not given")
     parser.add_argument("--mode", choices=["pairwise", "multi"], default="pairwise")
     parser.add_argument("--start", choices=["pivot", "sft"], default="sft", help="what targets start as a copy of")
+    parser.add_argument("--rounds", type=int, default=1, help="in which targets are merged on the way")
     parser.add_argument("--answers", type=int, default=0, help="of each source to each chat that it knows best")
     parser.add_argument(
         "--than", nargs="*", default=[], metavar="NAME=VALUE", help="compare with a run of these settings"
@@ -123,15 +124,15 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     folder = given.folder.absolute().as_posix()
     lambda_ = Targets(start=given.start).lambda_ if given.lambda_ is None else given.lambda_
     settings = (given.rows, lambda_, given.pivot_wins, given.epochs, seed)
-    kept = f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != KEPT else ""
-    answers, trust = (
-        f"{letter}{value}" if value else "" for letter, value in (("a", given.answers), ("t", given.trust))
-    )
-    more = filter(
-        None,
-        (kept, answers, trust, given.mode if given.mode == "multi" else "", "from" if given.start == "sft" else ""),
-    )
-    described = "-".join(map(str, (*given.sources, *more, *settings)))
+    more = [
+        f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != KEPT else "",
+        f"a{given.answers}" if given.answers else "",
+        f"t{given.trust}" if given.trust else "",
+        "multi" if given.mode == "multi" else "",
+        "from" if given.start == "sft" else "",
+        f"r{given.rounds}" if given.rounds > 1 else "",
+    ]
+    described = "-".join(map(str, (*given.sources, *filter(None, more), *settings)))
     store = {"store": {"kind": "sampled", "draws": given.draws}} if given.draws else {}
 
     def model(name: str) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
             "targets": {
                 "controls": ["sft", "longer"] if given.start == "sft" else ["sft"],
                 "start": given.start,
+                "rounds": given.rounds,
                 "lambda_": lambda_,
                 "epochs": given.epochs,
                 "learning_rate": 1e-4,

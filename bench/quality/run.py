@@ -6,6 +6,7 @@
     python bench/quality/run.py main --seeds 1 --first_seed 3   # seeds may run side by side, and be read together later
     python bench/quality/run.py main --gpus 0.2                  # five models share a GPU
     python bench/quality/run.py main --figures docs/figures      # the effects as pictures besides
+    python bench/quality/run.py start --details --than "from SFT"   # each arm in detail; all less this one
 
 A trial that was run before is read, and of a new one only what differs is made: models, distributions, fused sets and
 targets with the same fingerprint are linked. Tables go to the terminal; every trial's numbers, with machine and
@@ -16,6 +17,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,15 +45,24 @@ def main() -> None:
     parser.add_argument("--gpus", type=float, default=0, help="for each model that scores or is trained")
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--figures", type=Path, help="folder for a picture of every table")
+    parser.add_argument("--than", help="the arm that the others of a table are compared with; the first unless given")
+    parser.add_argument("--details", action="store_true", help="each arm against its controls, by domain and by seed")
     given = parser.parse_args()
     unknown = [name for name in given.tables if name not in TABLES]
     if unknown:
         parser.error(f"no table {', '.join(unknown)}; there are: {', '.join(TABLES)}")
+    without = [name for name in given.tables if given.than not in (None, *TABLES[name])]
+    if without:
+        parser.error(f"no arm {given.than!r} in table {without[0]}; there are: {', '.join(TABLES[without[0]])}")
     trials = _Trials(given.folder, range(given.first_seed, given.first_seed + given.seeds), given.gpus)
     for name in given.tables:
-        rows = print_main(trials(MAIN)) if name == "main" else print_table(name, TABLES[name], trials)
+        than = given.than or next(iter(TABLES[name]))
+        rows = print_main(trials(MAIN)) if name == "main" else print_table(name, TABLES[name], trials, than)
+        for label, arm in TABLES[name].items() if given.details and name != "main" else ():
+            print(f"\n{name}: {label}\n")
+            print_main(trials(arm), f"{name}: {label}, ")
         if given.figures:
-            title = "merged less ..." if name == "main" else f"merged, less {next(iter(TABLES[name]))}"
+            title = "merged less ..." if name == "main" else f"merged, less {than}"
             draw_effects(given.figures / f"quality-{name}.svg", title, rows)
             if name in CURVES:
                 draw_curve(given.figures / f"quality-{name}-curve.svg", CURVES[name], trials.shares(TABLES[name]))
@@ -99,8 +110,13 @@ CURVES = {
 }
 
 
-def print_main(found: list[Outcome]) -> Rows:
-    """The claim itself: merged against pivot, SFT, the other controls and the targets."""
+def print_main(found: list[Outcome], case: str = "") -> Rows:
+    """The claim itself: merged against pivot, SFT, the other controls and the targets.
+
+    Args:
+        found: What an arm measured, for every seed.
+        case: What the measurements are called, before what is less what.
+    """
     print(
         "| merged less | bits per byte | 95 % interval | p | better in seeds | in seed sd |\n|---|---|---|---|---|---|"
     )
@@ -108,27 +124,29 @@ def print_main(found: list[Outcome]) -> Rows:
     rows = [(other, compare([(outcome, "merged", outcome, other) for outcome in found])) for other in others]
     for other, effect in rows:
         print(f"| {other} | {_cells(effect)} |", flush=True)
-    shuffled = None
-    if "shuffled" in others:
-        shuffled = compare([(outcome, "shuffled", outcome, "sft") for outcome in found])
-        print(f"| (shuffled less sft) | {_cells(shuffled)} |")
+    controls = [name for name in others if name not in ("pivot", "sft") and not name.startswith("target:")]
+    less_sft = {name: compare([(outcome, name, outcome, "sft") for outcome in found]) for name in controls}
+    for control, effect in less_sft.items():
+        print(f"| ({control} less sft) | {_cells(effect)} |")
     print(f"| (sft less pivot) | {_cells(compare([(outcome, 'sft', outcome, 'pivot') for outcome in found]))} |")
     shares = ", ".join(_percent([_recovered(outcome, "merged")]) for outcome in found)
     print(f"\nRecovered share of the oracle's gain: {shares}\n")
-    print_domains(found)
+    print_domains(found, case)
     print_calibration(found)
     sft = dict(rows)["sft"]
     holds = sft.better == sft.seeds and sft.p_value < 0.001
-    _report("merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
-    if shuffled is not None:
-        _report("shuffled less sft, share of merged's gain", shuffled, "<= 5 %", -shuffled.value <= -0.05 * sft.value)
+    _report(f"{case}merged less sft", sft, "< 0 in all seeds, p < 0.001", holds)
+    if "shuffled" in less_sft:
+        effect = less_sft["shuffled"]
+        _report(f"{case}shuffled less sft, share of merged's gain", effect, "<= 5 %", effect.value >= 0.05 * sft.value)
     return rows
 
 
-def print_domains(found: list[Outcome]) -> None:
+def print_domains(found: list[Outcome], case: str = "") -> None:
     """Domain by domain: merged against SFT and against the target that is best there."""
     print("| domain | pivot | sft | best target | merged | oracle | less sft | less best target | p | recovered |")
     print("|---" * 10 + "|")
+    rows: Rows = []
     for domain in (*sorted(set(found[0].scores.domains_N)), OVERALL):
         best = _best_target(found, domain)
         pivot, sft, target, merged = (_rate(found, model, domain) for model in ("pivot", "sft", best, "merged"))
@@ -141,7 +159,9 @@ def print_domains(found: list[Outcome]) -> None:
             f"| {merged:.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
             f"{beside.high:+.4f}] | {beside.p_value:.4f} | {_percent([math.nan if share is None else share])} |"
         )
-        _report(f"merged less the best target, {domain}", beside, "<= 0", beside.value <= 0)
+        rows.append((domain, beside))
+    for domain, effect in rows:
+        _report(f"{case}merged less the best target, {domain}", effect, "<= 0", effect.value <= 0)
 
 
 def print_calibration(found: list[Outcome]) -> None:
@@ -159,30 +179,31 @@ def print_calibration(found: list[Outcome]) -> None:
         print(f"| {model} | {np.mean(errors):.3f} | {min(errors):.3f}, {max(errors):.3f} | {right:.1%} |")
 
 
-def print_table(name: str, arms: dict[str, Arm], trials: _Trials) -> Rows:
-    """Every arm's merged model, beside the first arm's, the SFT control of its own testbed, and its targets."""
+def print_table(name: str, arms: dict[str, Arm], trials: Callable[[Arm], list[Outcome]], than: str) -> Rows:
+    """Every arm's merged model, beside that of the arm `than`, the SFT control of its own testbed, and its targets."""
     print(
-        f"\n| {name} | merged | less the first arm | 95 % interval | p | less its SFT | 95 % interval | worst domain "
-        "| recovered | by SFT |"
+        f"\n| {name} | merged | less {than} | 95 % interval | p | better in seeds | less its SFT | 95 % interval "
+        "| worst domain | recovered | by SFT |"
     )
-    print("|---" * 10 + "|")
-    first: list[Outcome] = []
+    print("|---" * 11 + "|")
+    compared = trials(arms[than])
     rows: Rows = []
     for label, arm in arms.items():
         found = trials(arm)
-        first = first or found
+        beside = "| | | |"
+        if label != than:
+            effect = compare([(a, "merged", b, "merged") for a, b in zip(found, compared, strict=True)])
+            interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
+            beside = f"{effect.value:+.4f} | {interval} | {_p(effect)} | {effect.better} of {effect.seeds} |"
+            rows.append((label, effect))
         rate = _rate(found, "merged", OVERALL)
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found])
-        beside = "| | |"
-        if found is not first:
-            effect = compare([(a, "merged", b, "merged") for a, b in zip(found, first, strict=True)])
-            beside = f"{effect.value:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] | {_p(effect)} |"
-            _report(f"{name}: {label} less {next(iter(arms))}", effect, None, None)
-            rows.append((label, effect))
-        worst = _worst_domain(found)
         merged, sft = (_percent([_recovered(outcome, model) for outcome in found]) for model in ("merged", "sft"))
         beside_sft = f"{own.value:+.4f} | [{own.low:+.4f}, {own.high:+.4f}]"
+        worst = _worst_domain(found)
         print(f"| {label} | {rate:.4f} | {beside} {beside_sft} | {worst} | {merged} | {sft} |", flush=True)
+    for label, effect in rows:
+        _report(f"{name}: {label} less {than}", effect, None, None)
     return rows
 
 

@@ -1,14 +1,16 @@
 """The quality benchmark's arms are valid recipes that differ, and effects are what they should be."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import run
 import testbeds
-from arms import MAIN, TABLES
+from arms import MAIN, TABLES, Arm
 from effects import compare
 from figures import draw_curve, draw_effects
 from trials import Outcome, arm_recipe, changed, on_gpus, write_recipe
@@ -79,6 +81,42 @@ def test_arms_are_paired_by_document_whatever_the_order() -> None:
     assert effect.value == effect.low == effect.high == 0
     assert effect.p_value == 1
     assert effect.in_sd is None
+
+
+def measured(rates: dict[str, float]) -> Outcome:
+    """Every document with these bits per byte, and a report that says so."""
+    made = outcome({model: [rate * 8 * np.log(2)] * 4 for model, rate in rates.items()})
+    report = {
+        "bits_per_byte": {model: {"a": rate, "overall": rate} for model, rate in rates.items()},
+        "oracle": {
+            "bits_per_byte": {"a": 1.0, "overall": 1.0},
+            "recovered_share": {model: {"overall": (3.0 - rate) / 2} for model, rate in rates.items()},
+        },
+        "calibration": {model: {"error": rate / 100, "accuracy": 0.5} for model, rate in rates.items()},
+    }
+    return replace(made, report=report)
+
+
+def test_what_is_printed_compares_with_the_arm_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[run.report.__module__], "RESULTS", tmp_path)
+    rates = {"pivot": 3.0, "sft": 2.5, "longer": 2.75, "target:x": 2.0}
+    found = {0: [measured(rates | {"merged": 2.25})] * 2, 1: [measured(rates | {"merged": 2.125})] * 2}
+    arms: dict[str, Arm] = {"one": {"n": 0}, "other": {"n": 1}}
+    rows = run.print_table("toys", arms, lambda arm: found[arm["n"]], "other")
+    assert [(label, round(effect.value, 9)) for label, effect in rows] == [("one", 0.125)]
+    printed = capsys.readouterr().out
+    assert "| one | 2.2500 | +0.1250 | [+0.1250, +0.1250] | < 0.001 | 0 of 2 | -0.2500 |" in printed
+    assert (
+        "| other | 2.1250 | | | | | -0.3750 | [-0.3750, -0.3750] | +0.1250 [+0.1250, +0.1250] (a) | 44% | 25% |"
+        in printed
+    )
+    run.print_main(found[1], "toys: other, ")
+    printed = capsys.readouterr().out
+    assert "| (longer less sft) | +0.2500 | [+0.2500, +0.2500] | 0.0002 | 0 of 2 |" in printed
+    cases = [json.loads(line)["case"] for line in (tmp_path / "quality.jsonl").read_text().splitlines()]
+    assert [case.split(", ")[0] for case in cases] == ["toys: one less other", *["toys: other"] * 3]
 
 
 def test_a_picture_has_every_row_and_is_the_same_each_time(tmp_path: Path) -> None:
