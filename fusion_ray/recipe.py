@@ -208,13 +208,11 @@ class Recipe(Section):
         if not isinstance(data, dict) or not isinstance(targets := data.get("targets"), dict):
             return data
         merged = data.get("merged") or {}
-        method = merged.get("method", {}) if isinstance(merged, dict) else merged
+        if targets.get("rounds", 1) == 1 or not isinstance(merged, dict):
+            return data
+        method = merged.get("method", {})
         method = {"kind": method} if isinstance(method, str) else method
-        if (
-            targets.get("rounds", 1) == 1
-            or not isinstance(method, dict)
-            or method.get("kind") not in (None, "rescaled_sum")
-        ):
+        if not isinstance(method, dict) or method.get("kind") not in (None, "rescaled_sum"):
             return data
         return data | {"merged": merged | {"method": {"reach": "each"} | method}}
 

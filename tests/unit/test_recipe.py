@@ -81,7 +81,7 @@ def test_what_a_round_of_several_teaches_is_added_whole_unless_told_otherwise() 
     assert method("merged.method.reach=one") == {"kind": "rescaled_sum", "reach": "one"}
     assert method("merged={method: varm, base: sft}") == {"kind": "varm", "granularity": "matrix"}
     assert method("targets.rounds=1") == whole | {"reach": "one"}
-    for wrong in ("merged=varm", "merged.method=3", "merged.method=[varm]"):
+    for wrong in ("merged=varm", "merged=rescaled_sum", "merged.method=3", "merged.method=[varm]"):
         with pytest.raises(RecipeError, match="merged"):
             method(wrong)
 
