@@ -1,5 +1,6 @@
 """Artifacts of the stage `targets` over fused sets made by hand, without the stages before it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def toy_recipe(folder: Path, **targets: Any) -> Recipe:
 def toy_artifacts(recipe: Recipe, names: tuple[str, ...], vocabulary: int = 280) -> list[Artifact]:
     """Targets whose fused sets lie on disk, two shards of train rows and one of validation rows each."""
     return [_artifact(recipe, name, vocabulary) for name in names]
+
+
+def much_behind(artifact: Artifact) -> Artifact:
+    """The artifact, made from one more that has 2 ** 40 others behind it, as a late round has the first ones."""
+    behind = Artifact("targets", "first", "nowhere", {})
+    for number in range(40):
+        behind = Artifact("targets", f"round-{number}", "nowhere", {}, {"one": behind, "other": behind})
+    return replace(artifact, inputs={**artifact.inputs, "behind": behind})
 
 
 def _artifact(recipe: Recipe, name: str, vocabulary: int) -> Artifact:

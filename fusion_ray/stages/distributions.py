@@ -118,7 +118,7 @@ def _score_shards(
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
     # Where actors take every CPU, rendering tasks would wait for ever; and actors that score on CPUs may come to take
     # all that a cluster can grow to. Then the actors render.
-    yield from cluster.map_in_pool(shards, _Score, (recipe, artifact, render, open_scorer), settings)
+    yield from cluster.map_in_pool(shards, _Score, (render, open_scorer), settings)
 
 
 def _is_trained(artifact: Artifact) -> bool:
@@ -133,7 +133,11 @@ def _model_of(recipe: Recipe, artifact: Artifact) -> Model:
 
 
 class _Render:
-    """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
+    """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer.
+
+    No dataclass: Ray Data writes down what an actor is given, those as trees, and an artifact of a late round would be
+    an endless one.
+    """
 
     def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
         self.model = _model_of(recipe, artifact)
@@ -165,14 +169,13 @@ def _reader(model: Model, settings: Distributions, folder: str, pivot: str | Non
 class _Score:
     """Holds the model; scores one shard a call and commits it."""
 
-    def __init__(self, recipe: Recipe, artifact: Artifact, render: _Render, open_scorer: OpenScorer) -> None:
-        self.artifact = artifact
+    def __init__(self, render: _Render, open_scorer: OpenScorer) -> None:
         self.render = render
-        self.store = recipe.distributions.store
+        self.artifact = render.artifact
+        self.store = render.settings.store
         self.scorer: Scorer | FusionRayError
         try:
-            model = _model_of(recipe, artifact)
-            self.scorer = open_scorer(model, recipe.distributions, artifact.models["model"].folder)
+            self.scorer = open_scorer(render.model, render.settings, self.artifact.models["model"].folder)
         except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
             self.scorer = error
 

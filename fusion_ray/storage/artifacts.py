@@ -34,7 +34,7 @@ _REPORTED_PACKAGES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Artifact:
     """One folder that one stage makes.
 
@@ -69,6 +69,10 @@ class Artifact:
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}" if self.name else self.stage
+
+    def __repr__(self) -> str:
+        # What it is made from is left out: rounds of targets share their inputs, and written as a tree those never end.
+        return f"<{self} {self.fingerprint}>"
 
     @cached_property
     def parts(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def score_first_shard(folder: Path, runs: str, death) -> None:
     artifact = dying_artifact(recipe)
     todo = list(read_manifest(artifact.inputs["corpus"].folder).shards)
     render = _Render(recipe, artifact, todo)
-    actor = _Score(recipe, artifact, render, opens(death) if death else open_scorer)
+    actor = _Score(render, opens(death) if death else open_scorer)
     (answer,) = actor(pa.table({"id": [0]}))["answer"].to_pylist()
     assert json.loads(answer)["result"]["rows"] == 10
 

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from toy_targets import much_behind
 from toys import Toys, make_toys
 
 from fusion_ray import pipeline
+from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe, load_recipe
+from fusion_ray.stages.distributions import build_distributions
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -138,6 +141,14 @@ def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_befor
     report = json.loads(Path(recipe.folder, "6_report", "report.json").read_text())
     assert {name for name in report["bits_per_byte"] if name.startswith("target:")} == {f"target:{n}" for n in sources}
     assert [point["step"] for point in report["training"]["code"]] == joined
+
+
+def test_a_model_of_a_late_round_is_scored_as_any_other(toys: Toys, tmp_path: Path) -> None:
+    recipe = load_recipe(toys.recipe_path, (f"runs={tmp_path}",))
+    pipeline.run(recipe, until="corpus")
+    artifact = much_behind(next(made for made in pipeline.graph(recipe) if str(made) == "distributions/pivot"))
+    build_distributions(recipe, [artifact], silent)
+    assert read_manifest(artifact.folder).rows == read_manifest(artifact.inputs["corpus"].folder).rows
 
 
 def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:

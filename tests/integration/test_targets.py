@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
-from toy_targets import toy_artifacts, toy_recipe
+from toy_targets import much_behind, toy_artifacts, toy_recipe
 
 from fusion_ray.errors import ClusterError, CorruptArtifactError, StaleArtifactError
 from fusion_ray.progress import Progress
@@ -58,6 +58,13 @@ def test_one_failed_source_does_not_take_the_others_down(tmp_path: Path) -> None
         build_targets(recipe, [bad, good], lambda _: None)
     assert read_manifest(good.folder).fingerprint == good.fingerprint
     assert not (Path(bad.folder) / "MANIFEST.json").exists()
+
+
+def test_a_target_of_a_late_round_starts_as_any_other(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    artifact = much_behind(*toy_artifacts(recipe, ("math",)))
+    build_targets(recipe, [artifact], lambda _: None)
+    assert read_manifest(artifact.folder).fingerprint == artifact.fingerprint
 
 
 @pytest.mark.slow
