@@ -65,6 +65,10 @@ TABLES: dict[str, dict[str, Arm]] = {
         "from the pivot": MAIN,
         "from SFT": START,
         "from SFT, in five rounds": ROUNDS,
+    },
+    "start_answers": {
+        "from the pivot": MAIN,
+        "from SFT, in five rounds": ROUNDS,
         "the same, 4 answers to a chat": ROUNDS | ASKED[4],
         "the same, 64 draws": ROUNDS | ASKED[4] | DRAWN[64],
         "8 answers to a chat": ROUNDS | ASKED[8],
