@@ -376,6 +376,6 @@ def _first_causes(items: list[Any]) -> list[Any]:
 
 
 def _explain(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "recipe"
+    place = ".".join(map(str, item["loc"])) + ": " if item["loc"] else ""  # Else it is the whole recipe's.
     message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" + ("" if item["type"] == "value_error" else f" (got {item.get('input')!r:.80})")
+    return f"{place}{message}" + ("" if item["type"] == "value_error" else f" (got {item.get('input')!r:.80})")
