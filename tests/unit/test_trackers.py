@@ -1,5 +1,6 @@
 """Curves reach TensorBoard, Weights & Biases and MLflow, and go on after a pause."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_tensorboard_shows_every_update_once_also_those_before_a_pause(tmp_path:
     second.close()
     assert scalars(tmp_path, "loss") == {1: 2.0, 2: 1.0, 3: 0.0, 4: -1.0}
     assert scalars(tmp_path, "bits_per_byte") == {2: 1.5}
+
+
+def test_training_loads_mlflow_only_where_it_tracks() -> None:
+    code = """
+import sys
+from fusion_ray.engines.deepspeed import _import_deepspeed
+_import_deepspeed()
+assert "mlflow" not in sys.modules
+import mlflow
+_import_deepspeed()
+assert sys.modules["mlflow"] is mlflow
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
