@@ -96,7 +96,7 @@ def main() -> None:
     for name in (PIVOT, *given.sources):
         convert(name, given.folder / "models" / name)
     found = run_seeds(given)
-    print_main(found)
+    print_main(found, f"{recipe_of(given, given.first_seed).name.rpartition('-')[0]}: ")
     than = parser.parse_args([f"--{setting}" for setting in given.than])
     beside = vars(given) | {name: getattr(than, name) for name in COMPARED}
     if beside != vars(given):
