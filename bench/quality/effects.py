@@ -38,6 +38,11 @@ class Effect(NamedTuple):
     in_sd: float | None
     by_seed: tuple[float, ...]
 
+    @property
+    def interval(self) -> str:
+        """The 95 % interval as the tables have it."""
+        return f"[{self.low:+.4f}, {self.high:+.4f}]"
+
 
 def compare(pairs: Sequence[tuple[Outcome, str, Outcome, str]], domain: str = OVERALL) -> Effect:
     """Compare a model of one arm with a model of another, seed by seed.

@@ -102,8 +102,8 @@ def main() -> None:
     if beside != vars(given):
         others = run_seeds(argparse.Namespace(**beside))
         effect = compare([(one, "merged", other, "merged") for one, other in zip(found, others, strict=True)])
-        interval = f"[{effect.low:+.4f}, {effect.high:+.4f}], p = {effect.p_value:.4f}"
-        print(f"merged less merged {' '.join(given.than) or 'as usual'}: {effect.value:+.4f} {interval}")
+        other = " ".join(given.than) or "as usual"
+        print(f"merged less merged {other}: {effect.value:+.4f} {effect.interval}, p = {effect.p_value:.4f}")
 
 
 def run_seeds(given: argparse.Namespace) -> list[Outcome]:

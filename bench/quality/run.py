@@ -58,9 +58,8 @@ def main() -> None:
     for name in given.tables:
         than = given.than or next(iter(TABLES[name]))
         rows = print_main(trials(MAIN)) if name == "main" else print_table(name, TABLES[name], trials, than)
-        for label, arm in TABLES[name].items() if given.details and name != "main" else ():
-            print(f"\n{name}: {label}\n")
-            print_main(trials(arm), f"{name}: {label}, ")
+        if given.details and name != "main":
+            print_details(name, TABLES[name], trials)
         if given.figures:
             title = "merged less ..." if name == "main" else f"merged, less {than}"
             draw_effects(given.figures / f"quality-{name}.svg", title, rows)
@@ -73,12 +72,15 @@ class _Trials:
 
     def __init__(self, folder: Path, seeds: range, gpus: float) -> None:
         self.folder, self.seeds, self.gpus = folder, seeds, gpus
+        self.found: dict[str, list[Outcome]] = {}
 
     def __call__(self, arm: Arm) -> list[Outcome]:
-        return [
-            run_trial(self.folder, Testbed(seed=seed), arm, arm in (RECIPE, MAIN), _tell, self.gpus)
-            for seed in self.seeds
-        ]
+        if repr(arm) not in self.found:
+            self.found[repr(arm)] = [
+                run_trial(self.folder, Testbed(seed=seed), arm, arm in (RECIPE, MAIN), _tell, self.gpus)
+                for seed in self.seeds
+            ]
+        return self.found[repr(arm)]
 
     def shares(self, arms: dict[str, Arm]) -> dict[str, dict[float, list[float]]]:
         """What SFT and merged recover of the oracle's gain, by the arms' labels as numbers, for every seed."""
@@ -142,8 +144,15 @@ def print_main(found: list[Outcome], case: str = "") -> Rows:
     return rows
 
 
-def print_domains(found: list[Outcome], case: str = "") -> None:
-    """Domain by domain: merged against SFT and against the target that is best there."""
+def print_details(name: str, arms: dict[str, Arm], trials: Callable[[Arm], list[Outcome]]) -> None:
+    """What `main` prints, for every arm of a table."""
+    for label, arm in arms.items():
+        print(f"\n{name}: {label}\n")
+        print_main(trials(arm), f"{name}: {label}, ")
+
+
+def print_domains(found: list[Outcome], case: str) -> None:
+    """Domain by domain: merged against SFT and against the target that is best there; `case` as `print_main` has it."""
     print("| domain | pivot | sft | best target | merged | oracle | less sft | less best target | p | recovered |")
     print("|---" * 10 + "|")
     rows: Rows = []
@@ -156,8 +165,8 @@ def print_domains(found: list[Outcome], case: str = "") -> None:
         share = recovered_share(pivot, merged, oracle)
         print(
             f"| {domain} | {pivot:.3f} | {sft:.3f} | {target:.3f} ({best.removeprefix('target:')}) "
-            f"| {merged:.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} [{beside.low:+.4f}, "
-            f"{beside.high:+.4f}] | {beside.p_value:.4f} | {_percent([math.nan if share is None else share])} |"
+            f"| {merged:.3f} | {oracle:.3f} | {own.value:+.4f} | {beside.value:+.4f} {beside.interval} "
+            f"| {beside.p_value:.4f} | {_percent([math.nan if share is None else share])} |"
         )
         rows.append((domain, beside))
     for domain, effect in rows:
@@ -193,13 +202,12 @@ def print_table(name: str, arms: dict[str, Arm], trials: Callable[[Arm], list[Ou
         beside = "| | | |"
         if label != than:
             effect = compare([(a, "merged", b, "merged") for a, b in zip(found, compared, strict=True)])
-            interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
-            beside = f"{effect.value:+.4f} | {interval} | {_p(effect)} | {effect.better} of {effect.seeds} |"
+            beside = f"{effect.value:+.4f} | {effect.interval} | {_p(effect)} | {effect.better} of {effect.seeds} |"
             rows.append((label, effect))
         rate = _rate(found, "merged", OVERALL)
         own = compare([(outcome, "merged", outcome, "sft") for outcome in found])
         merged, sft = (_percent([_recovered(outcome, model) for outcome in found]) for model in ("merged", "sft"))
-        beside_sft = f"{own.value:+.4f} | [{own.low:+.4f}, {own.high:+.4f}]"
+        beside_sft = f"{own.value:+.4f} | {own.interval}"
         worst = _worst_domain(found)
         print(f"| {label} | {rate:.4f} | {beside} {beside_sft} | {worst} | {merged} | {sft} |", flush=True)
     for label, effect in rows:
@@ -213,7 +221,7 @@ def _worst_domain(found: list[Outcome]) -> str:
     best = {domain: _best_target(found, domain) for domain in domains}
     worst = max(domains, key=lambda domain: _rate(found, "merged", domain) - _rate(found, best[domain], domain))
     effect = compare([(outcome, "merged", outcome, best[worst]) for outcome in found], worst)
-    return f"{effect.value:+.4f} [{effect.low:+.4f}, {effect.high:+.4f}] ({worst})"
+    return f"{effect.value:+.4f} {effect.interval} ({worst})"
 
 
 def _best_target(found: list[Outcome], domain: str) -> str:
@@ -238,12 +246,12 @@ def _p(effect: Effect) -> str:
 
 def _cells(effect: Effect) -> str:
     spread = "-" if effect.in_sd is None else f"{effect.in_sd:+.1f}"
-    interval = f"[{effect.low:+.4f}, {effect.high:+.4f}]"
-    return f"{effect.value:+.4f} | {interval} | {effect.p_value:.4f} | {effect.better} of {effect.seeds} | {spread}"
+    better = f"{effect.better} of {effect.seeds}"
+    return f"{effect.value:+.4f} | {effect.interval} | {effect.p_value:.4f} | {better} | {spread}"
 
 
 def _report(case: str, effect: Effect, goal: str | None, holds: bool | None) -> None:
-    described = f"{case}, {effect.seeds} seeds, 95 % [{effect.low:+.4f}, {effect.high:+.4f}], p = {effect.p_value:.4f}"
+    described = f"{case}, {effect.seeds} seeds, 95 % {effect.interval}, p = {effect.p_value:.4f}"
     report(Measurement("quality", described, "bits per byte", effect.value, goal=goal, holds=holds))
 
 

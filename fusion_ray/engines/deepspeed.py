@@ -47,7 +47,7 @@ def _import_deepspeed() -> Any:
 
 @contextmanager
 def _without_mlflow() -> Iterator[None]:
-    """DeepSpeed's autotuner loads it where it is installed: three seconds in every worker for what nobody uses."""
+    """DeepSpeed's autotuner loads it where it is installed, which takes every worker seconds for what nobody uses."""
     loaded = "mlflow" in sys.modules
     sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
     try:

@@ -163,6 +163,13 @@ def map_in_pool(
     """Give every row to an actor of a pool, and yield the results; see `numbers`, `answer` and `results_of`.
 
     Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the row that it held.
+
+    Args:
+        shards: The rows.
+        worker: The actors' class.
+        arguments: What each is made with. Ray Data writes them down, dataclasses as trees, and the tree of an artifact
+            that a late round is made from never ends: such ones belong inside an object of another kind.
+        settings: What an actor asks for, and how many there are.
     """
     mapped = shards.map_batches(
         worker,

@@ -74,8 +74,8 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     retract_manifest(artifact.folder)
     forget_attempts(artifact.folder)
     corpus = artifact.inputs["corpus"]
-    scored = read_manifest(corpus.folder)
-    planned = scored.shards_of("train") if _is_trained(artifact) else list(scored.shards)
+    chats = read_manifest(corpus.folder)
+    planned = chats.shards_of("train") if _is_trained(artifact) else list(chats.shards)
     found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
     records = [record for record in found.values() if record]
     todo = [shard for shard in planned if not found[shard.path]]
@@ -97,7 +97,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     records.sort(key=lambda record: order[record.path])
     # What a model wrote may not fit another one's template; such answers are only not learnt from.
     cap = 1.0 if artifact.of_answers else recipe.distributions.max_rejected
-    rejected = settle_rejections(artifact, records, cap, sum(shard.rows for shard in scored.shards))
+    rejected = settle_rejections(artifact, records, cap, chats.rows)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
     forget_attempts(artifact.folder)
@@ -133,11 +133,7 @@ def _model_of(recipe: Recipe, artifact: Artifact) -> Model:
 
 
 class _Render:
-    """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer.
-
-    No dataclass: Ray Data writes down what an actor is given, those as trees, and an artifact of a late round would be
-    an endless one.
-    """
+    """Reads a corpus shard and tokenises it; a task, so that no accelerator waits for a tokenizer."""
 
     def __init__(self, recipe: Recipe, artifact: Artifact, todo: list[ShardRecord]) -> None:
         self.model = _model_of(recipe, artifact)

@@ -70,8 +70,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
             tell(Progress(str(artifact), len(records), len(paths), shard=record.path))
             set_shard_metrics(recipe.name, artifact, list(records.values()), rows, time.monotonic() - started)
     ordered = [records[path] for path in paths]
-    of = sum(shard.rows for shard in manifests["corpus"].shards)
-    rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected, of)
+    rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected, manifests["corpus"].rows)
     facts = _sum_facts(ordered) | {"rejected": rejected}
     tell(Progress(str(artifact), len(paths), max(len(paths), 1), _summary(facts)))
     write_manifest(artifact, seconds=time.monotonic() - started, shards=ordered, facts=facts)
