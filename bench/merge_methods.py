@@ -1,6 +1,6 @@
 """Every merge method on the targets of one finished run, by held-out bits per byte: the same documents, paired draws.
 
-    python bench/merge_methods.py [RUN] [--methods varm-matrix learned-matrix ...]
+    python bench/merge_methods.py [RUN] [--methods varm-matrix ties-1 ...]
 
 RUN is a folder such as runs/demo. Nothing in it changes; the merges and their scores go to a temporary folder.
 """
@@ -40,8 +40,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "karcher": {"kind": "karcher"},
     "model_stock": {"kind": "model_stock"},
     "rescaled_sum": {"kind": "rescaled_sum"},
-    **{f"learned-{g}": {"kind": "learned", "granularity": g} for g in ("model", "layer", "module", "matrix")},
-    "learned-matrix-free": {"kind": "learned", "members": "free"},
 }
 
 
@@ -85,8 +83,7 @@ def compare(found: dict[str, Scores]) -> None:
         domains = ", ".join(f"{domain} {rate:.3f}" for domain, rate in rates[name].items() if domain != OVERALL)
         case = f"{name} ({value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]; {domains})"
         ours, peer = rates[name][OVERALL], rates[FIRST][OVERALL]
-        goal, holds = ("<= varm-matrix", ours <= peer) if name.startswith("learned") else (None, None)
-        report(Measurement("merge_methods", case, "bits per byte", ours, peer, FIRST, ours / peer, goal, holds))
+        report(Measurement("merge_methods", case, "bits per byte", ours, peer, FIRST, ours / peer))
 
 
 def main() -> None:

@@ -64,21 +64,6 @@ class RescaledSum(MergeMethod):
     reach: Literal["one", "each"] = "one"
 
 
-class Learned(MergeMethod):
-    """Weights found by descent on fused rows that the targets were not trained on, from VaRM's weights on (ours).
-
-    The base is a member too. `simplex`: every weight is at least 0; `free`: any numbers. Either way they sum to 1.
-    """
-
-    kind: Literal["learned"] = "learned"
-    granularity: Literal["model", "layer", "module", "matrix"] = "matrix"
-    members: Literal["simplex", "free"] = "simplex"
-    rows: int = Field(256, ge=1)
-    steps: int = Field(40, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    seed: int = Field(0, ge=0)
-
-
 class Linear(MergeMethod):
     """The plain or weighted mean of the targets."""
 
@@ -255,7 +240,7 @@ class Passthrough(MergeMethod):
 
 
 AnyMethod = Annotated[
-    Varm | RescaledSum | Learned | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear
+    Varm | RescaledSum | Linear | Sce | TaskArithmetic | Ties | DareTies | DareLinear | Della | DellaLinear
     | Breadcrumbs | BreadcrumbsTies | Slerp | Nuslerp | Multislerp | Karcher | ModelStock | Ram | RamplusTl | Nearswap
     | ArceeFusion | Passthrough,
     Field(discriminator="kind"),

@@ -28,7 +28,7 @@ _PLACEMENT = {
 }  # fmt: skip
 
 # Settings of what teachers say; the SFT control has none, so it stays as it is when one of them changes.
-_OF_TEACHING = {"lambda_", "lambda_end", "gate", "divergence", "tail", "temperature"}
+_OF_TEACHING = {"lambda_", "lambda_end", "divergence", "tail", "temperature"}
 
 NO_HELDOUT = (
     "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the report: "

@@ -152,13 +152,18 @@ class Distributions(Section):
     wait_s: float = Field(600, gt=0)
 
 
+_REMOVED_METHODS = {
+    "learned": "weights learned by descent stood behind rescaled_sum (docs/quality.md); use that, or varm"
+}
+
+
 class Merged(Section):
     """How targets become one model. Deltas are what a target has and `base` has not: the pivot, or the SFT control.
 
     The base is the SFT control for `rescaled_sum`, the pivot for all other methods, unless it is given.
     """
 
-    method: Annotated[AnyMethod, choice_of("rescaled_sum")] = RescaledSum()
+    method: Annotated[AnyMethod, choice_of("rescaled_sum", _REMOVED_METHODS)] = RescaledSum()
     base: Literal["pivot", "sft"] = "sft"
     dtype: Dtype | Literal["pivot"] = "pivot"
     shard_gib: float = Field(5.0, gt=0)
@@ -284,8 +289,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _validation_is_there(self) -> "Recipe":
-        learned = ["merged.method: learned"] if self.merged.method.kind == "learned" else []
-        for wish in [*learned, *self.targets.goes_by_validation] if not self.corpus.validation else []:
+        for wish in self.targets.goes_by_validation if not self.corpus.validation else []:
             raise ValueError(f"{wish} goes by validation chats, and corpus.validation is 0; set a share, say 0.05")
         return self
 

@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -13,8 +14,13 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*=[A-Za-z0-9][
 
 
 class Section(BaseModel):
-    """A part of the recipe: unchangeable, and strict about its keys."""
+    """A part of the recipe: unchangeable, and strict about its keys.
 
+    Attributes:
+        removed: Keys that an older version knew, and what to do about one.
+    """
+
+    removed: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def __hash__(self) -> int:
@@ -26,6 +32,8 @@ class Section(BaseModel):
     def _know_every_key(cls, data: Any) -> Any:
         """Name a misspelt key, the likeliest right one and all others; pydantic's own message names none."""
         for key in data if isinstance(data, dict) else ():
+            if key in cls.removed:
+                raise ValueError(f"the key '{key}' was removed: {cls.removed[key]}")
             if key not in cls.model_fields:
                 near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
                 guess = f" (did you mean '{near[0]}'?)" if near else ""
@@ -33,12 +41,21 @@ class Section(BaseModel):
         return data
 
 
-def choice_of(default: str) -> BeforeValidator:
-    """A union keyed on `kind`: a bare string is short for `{kind: that}`, and a missing kind is the default's."""
+def choice_of(default: str, removed: Mapping[str, str] | None = None) -> BeforeValidator:
+    """A union keyed on `kind`: a bare string is short for `{kind: that}`, and a missing kind is the default's.
+
+    Args:
+        default: The kind where none is given.
+        removed: Kinds that an older version knew, and what to do about one.
+    """
 
     def named(value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
-        return {"kind": default} | value if isinstance(value, dict) else value
+        given = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            return given
+        kind = given.get("kind", default)
+        if removed and kind in removed:
+            raise ValueError(f"the kind '{kind}' was removed: {removed[kind]}")
+        return {"kind": default} | given
 
     return BeforeValidator(named)

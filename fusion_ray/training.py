@@ -1,6 +1,7 @@
 """The recipe's section `targets`: how the pivot is fine-tuned. Imports neither torch nor ray."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -46,11 +47,14 @@ class Targets(Section):
             from it is.
     """
 
+    removed: ClassVar[Mapping[str, str]] = {
+        "gate": "silencing teachers that the target had overtaken gave worse targets (docs/quality.md); leave it out"
+    }
+
     start: Literal["pivot", "sft"] = "sft"
     rounds: int = Field(1, ge=1)
     lambda_: float = Field(0.2, ge=0, le=1)
     lambda_end: float | None = Field(None, ge=0, le=1)
-    gate: Literal["none", "online"] = "none"
     divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
     tail: Literal["bucket", "renormalise", "sampled"] = "bucket"
     temperature: float = Field(1.0, gt=0)
@@ -99,7 +103,6 @@ class Targets(Section):
     def goes_by_validation(self) -> list[str]:
         """The settings that judge on validation rows, in words."""
         wishes = {
-            "targets.gate: online": self.gate == "online",
             "targets.keep: best": self.keep == "best",
             "targets.early_stop": self.early_stop is not None,
         }

@@ -6,7 +6,7 @@ Reads:  the recipe, its models and corpus (paths as the cluster's nodes see them
 Writes: runs/<recipe>/ with one folder for each stage.
 Needs:  as many CPUs and GPUs at once as the largest request of the recipe (`gpus_per_actor`, `workers *
         gpus_per_worker`); the driver itself needs no GPU. `fusion-ray plan RECIPE` adds it up.
-Time:   the sum of the stages; `python jobs/<stage>.py RECIPE` runs up to one of them.
+Time:   the sum of the stages; `--until WORD` runs up to one of them.
 
 Prints JSON lines: `time`, `run`, `event`, and with progress `stage`, `artifact`, `shard`, `done`, `total`, `detail`.
 Exit codes are those of the command line: 2 recipe, 3 artifact, 4 method, 5 engine, 6 cluster; 130 and 143 when a signal
@@ -52,12 +52,16 @@ class JsonLines:
         self.write("progress", **fields, done=progress.done, total=progress.total, detail=progress.detail)
 
 
-def main(until: str = "report") -> None:
-    """Run the recipe named on the command line up to a stage."""
+def main() -> None:
+    """Run the recipe named on the command line, up to a stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument(
+        "--until", default="report", metavar="WORD", choices=pipeline.STAGES, help="the last stage to run"
+    )
     arguments = parser.parse_args()
+    until = arguments.until
     lines = JsonLines(arguments.recipe)
     stop_on_signals(lambda signal: lines.write("stopped", signal=signal, message="run again to go on from here"))
     try:

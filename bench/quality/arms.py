@@ -57,7 +57,6 @@ TABLES: dict[str, dict[str, Arm]] = {
         "MinCE in nats a token": {"fused.choose": {"kind": "mince", "unit": "token", "trust": 1}},
         "AvgCE": {"fused.choose": {"kind": "avgce"}},
         "the pivot's own distribution where it wins": {"fused.pivot_wins": "distil"},
-        "gate: online": {"targets.gate": "online"},
         "multi: one set from all sources": MULTI,
     },
     # Targets that start from the SFT control and are held to it where their source does not teach.
@@ -178,11 +177,6 @@ TABLES: dict[str, dict[str, Arm]] = {
             }
             for share in (0.4, 0.5, 0.6)
         },
-        "learned from SFT, one weight a target": {
-            "merged.base": "sft",
-            "merged.method": {"kind": "learned", "granularity": "model", "members": "simplex"},
-        },
-        "learned, layer": {"merged.method": {"kind": "learned", "granularity": "layer"}},
         "linear": {"merged.method": {"kind": "linear"}},
         "TIES": {"merged.method": {"kind": "ties"}},
         "DARE, density 0.5": {"merged.method": {"kind": "dare_linear", "density": 0.5, "normalize": True}},

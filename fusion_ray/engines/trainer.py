@@ -24,7 +24,7 @@ from fusion_ray.algorithms.fuse.schedule import learning_rate_share
 from fusion_ray.engines.deepspeed import Engine
 from fusion_ray.engines.keeping import BestWeights, is_best, is_out_of_patience
 from fusion_ray.engines.training_data import TrainingBatch, TrainingRows, check_rows, empty_batch, make_batch
-from fusion_ray.engines.validation import Measured, Validation
+from fusion_ray.engines.validation import Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.training import Targets
 
@@ -43,7 +43,6 @@ class StepReport:
         gold: Cross-entropy of the gold tokens.
         soft: Divergence from the target distribution, over the positions that have one; 0 where none has.
         bits_per_byte: Of the validation rows after this update, where it was measured.
-        overtaken: `domain/model number` of the teachers that teach no more from here on (`gate: online`).
     """
 
     step: int
@@ -57,7 +56,6 @@ class StepReport:
     tokens: int
     tokens_per_s: float
     bits_per_byte: float | None = None
-    overtaken: tuple[str, ...] = ()
 
 
 Report = Callable[[StepReport], None]
@@ -80,7 +78,6 @@ class Trainer:
         self.rank = torch.distributed.get_rank()
         self.workers = torch.distributed.get_world_size()
         self.history: list[StepReport] = []
-        self.overtaken: frozenset[tuple[str, int]] = frozenset()
         self.best = BestWeights(self.engine) if settings.keep == "best" else None
 
     # --- training ---------------------------------------------------------------------------------------------
@@ -127,15 +124,13 @@ class Trainer:
         begin, end = _cut(total, part)
         if resume_from:
             begin = self._restore(resume_from)
-        elif judge is not None and self.settings.gate == "online":
-            self.overtaken = judge.overtaken(self.measure(judge))
         for step, planned in self._steps(train.lengths_N, range(begin, end), per_epoch):
             if self._is_over():
                 break
             line = self._run_step(train, planned, step, total, per_epoch)
             ends = step + 1 == end or (step + 1) % (self.settings.measure_every_steps or per_epoch) == 0
             if judge is not None and ends:
-                line = self._judge(judge, line)
+                line = replace(line, bits_per_byte=self.measure(judge))
             self.history.append(line)
             if self.best and line.bits_per_byte is not None and is_best(self._measured()):
                 self.best.keep()
@@ -178,13 +173,6 @@ class Trainer:
                     "targets.max_length. Set corpus.validation, or raise max_length."
                 )
         return judge
-
-    def _judge(self, judge: Validation, line: StepReport) -> StepReport:
-        measured = self.measure(judge)
-        if self.settings.gate == "online":
-            self.overtaken = judge.overtaken(measured)
-        named = tuple(sorted(f"{domain}/{model}" for domain, model in self.overtaken))
-        return replace(line, bits_per_byte=measured.overall, overtaken=named)
 
     def _steps(self, lengths_N: np.ndarray, numbers: range, per_epoch: int) -> Iterator[tuple[int, Step]]:
         """The updates of these numbers, each epoch planned when it begins."""
@@ -257,11 +245,11 @@ class Trainer:
         if batch is None:
             made = empty_batch(_PAD_ID)
         else:
-            made = make_batch(rows, batch, self.settings, lambda_=lambda_, pad_id=_PAD_ID, overtaken=self.overtaken)
+            made = make_batch(rows, batch, self.settings, lambda_=lambda_, pad_id=_PAD_ID)
         return made.to(self.engine.device)
 
     @torch.no_grad()
-    def measure(self, judge: Validation) -> Measured:
+    def measure(self, judge: Validation) -> float | None:
         """Bits per byte of the validation rows; the model is left in training mode."""
         self.engine.core.eval()
         mine = [batch for step in self._plan(judge.lengths_N, 0) for batch in self._my_batches(step.batches)]
@@ -283,7 +271,6 @@ class Trainer:
             if self.rank == 0:
                 history = [asdict(line) for line in self.history]
                 progress = {"step": step, "workers": self.workers, "history": history}
-                progress["overtaken"] = sorted(self.overtaken)
                 (folder / _PROGRESS).write_text(json.dumps(progress))
             save(folder, step)
 
@@ -292,7 +279,6 @@ class Trainer:
         path = folder / f"worker-{self.rank}.safetensors"
         self.engine.load_state(load_file(path) if path.exists() and progress["workers"] == self.workers else {})
         self.history = read_history(folder)
-        self.overtaken = frozenset((domain, model) for domain, model in progress["overtaken"])
         if self.best:
             self.best.restore(folder)
         return int(progress["step"])
@@ -311,7 +297,7 @@ def _cut(total: int, part: tuple[int, int]) -> tuple[int, int]:
 def read_history(checkpoint: Path) -> list[StepReport]:
     """The updates that a checkpoint has behind it."""
     progress = json.loads((checkpoint / _PROGRESS).read_text())
-    return [StepReport(**{**line, "overtaken": tuple(line["overtaken"])}) for line in progress["history"]]
+    return [StepReport(**line) for line in progress["history"]]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from fusion_ray.algorithms.fuse.soft_target import GOLD_ONLY, HELD, SoftTarget, 
 from fusion_ray.errors import CorruptArtifactError, RecipeError
 from fusion_ray.training import Targets
 
-COLUMNS = ["id", "domain", "input_ids", "turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs",
-           "bits_per_byte", "reason"]  # fmt: skip
+COLUMNS = ["id", "input_ids", "turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs", "reason"]
 
 
 class TrainingRow(NamedTuple):
@@ -109,16 +108,6 @@ class TrainingRows:
         shard, row = self._where[number]
         return shard.ids[row]
 
-    def domain_of(self, number: int) -> str:
-        """The corpus domain of a row; empty where there is none."""
-        shard, row = self._where[number]
-        return shard.domains[row] or ""
-
-    def bits_per_byte(self, number: int) -> np.ndarray:
-        """What the pivot (first) and every source scored on this row, as the fused set keeps it."""
-        shard, row = self._where[number]
-        return shard.lists["bits_per_byte"][row]
-
     def answer_bytes(self, number: int) -> int:
         """UTF-8 bytes of a row's answer; 0 where they are not known or the row was cut."""
         shard, row = self._where[number]
@@ -138,7 +127,6 @@ def make_batch(
     *,
     lambda_: float,
     pad_id: int,
-    overtaken: frozenset[tuple[str, int]] = frozenset(),
 ) -> TrainingBatch:
     """Lay a batch's rows side by side and gather their targets.
 
@@ -148,9 +136,8 @@ def make_batch(
         settings: Tail and temperature of the targets.
         lambda_: Weight of the gold token where a model teaches.
         pad_id: Fills what no row needs.
-        overtaken: Pairs of domain and model that teach no more; their positions are trained on gold alone.
     """
-    taken = {number: _without(rows[number], rows.domain_of(number), overtaken) for number in batch.rows}
+    taken = {number: rows[number] for number in batch.rows}
     lanes = lay_out(batch, {number: row.input_ids for number, row in taken.items()}, pad_id)
     before = [lanes.starts[n][0] * batch.width + lanes.starts[n][1] + row.answer_T - 1 for n, row in taken.items()]
     return TrainingBatch(
@@ -160,13 +147,6 @@ def make_batch(
         target=_make_target(list(taken.values()), settings, lambda_),
         row_N=np.repeat(list(taken), [len(row.answer_T) for row in taken.values()]),
     )
-
-
-def _without(row: TrainingRow, domain: str, overtaken: frozenset[tuple[str, int]]) -> TrainingRow:
-    models = [model for where, model in overtaken if where == domain]
-    if not models:
-        return row
-    return row._replace(chosen_T=np.where(np.isin(row.chosen_T, models), GOLD_ONLY, row.chosen_T))
 
 
 def empty_batch(pad_id: int) -> TrainingBatch:
@@ -218,7 +198,6 @@ class _Shard:
         self.ids = [str(id_) for id_ in table["id"].to_pylist()]
         usable = table["reason"].is_null().to_pylist() if "reason" in table.column_names else [True] * len(self.ids)
         self.usable = usable
-        self.domains = table["domain"].to_pylist() if "domain" in table.column_names else [None] * len(self.ids)
         self.n_bytes = table["n_bytes"].to_pylist() if "n_bytes" in table.column_names else [0] * len(self.ids)
         self.lists = {name: _lists_of(table[name]) for name in _LISTS if name in table.column_names}
 
@@ -246,8 +225,8 @@ class _Shard:
         return self.n_bytes[row] or 0
 
 
-_OPTIONAL = {"domain", "bits_per_byte", "reason"}
-_LISTS = [name for name in COLUMNS if name not in ("id", "domain", "reason")]
+_OPTIONAL = {"reason"}
+_LISTS = [name for name in COLUMNS if name not in ("id", "reason")]
 
 
 def _lists_of(column: pa.ChunkedArray) -> _Lists:

@@ -108,8 +108,6 @@ class MergekitConfig(Section):
     @field_validator("merge_method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value == "learned":
-            raise ValueError("'learned' needs fused sets to learn on; give it in a recipe (merged.method)")
         if value not in METHODS:
             raise ValueError(f"unknown merge method; known: {', '.join(sorted(METHODS))}")
         return value

@@ -11,7 +11,6 @@ from fusion_ray.algorithms.merge.breadcrumbs import merge_breadcrumbs
 from fusion_ray.algorithms.merge.dare import merge_dare
 from fusion_ray.algorithms.merge.della import merge_della
 from fusion_ray.algorithms.merge.karcher import merge_karcher
-from fusion_ray.algorithms.merge.learned import merge_learned
 from fusion_ray.algorithms.merge.linear import merge_linear
 from fusion_ray.algorithms.merge.model_stock import merge_model_stock
 from fusion_ray.algorithms.merge.multislerp import merge_multislerp
@@ -60,11 +59,6 @@ def _varm(tensor: BlockedTensor, given: Parameters, _: Sequence[int]) -> MergedT
     return keep_pivot(tensor) if weights is None else merge_varm(tensor, np.array(weights))
 
 
-def _learned(tensor: BlockedTensor, given: Parameters, _: Sequence[int]) -> MergedTensor:
-    weights = given["weights"]
-    return merge_learned(tensor, None if weights is None else np.array(weights))
-
-
 def _mixing(given: Parameters) -> Mixing:
     return Mixing(given["weight"], given["normalize"], given["rescale"], given["lambda_"])
 
@@ -88,7 +82,6 @@ def _breadcrumbs(elect: bool) -> Call:
 CALLS: dict[str, Call] = {
     "varm": _varm,
     "rescaled_sum": lambda tensor, given, _: merge_rescaled_sum(tensor, given["reach"]),
-    "learned": _learned,
     "linear": lambda tensor, given, _: merge_linear(tensor, given["weight"], given["normalize"]),
     "sce": lambda tensor, given, _: merge_sce(tensor, given["select_topk"], given["dialect"]),
     "task_arithmetic": lambda tensor, given, _: merge_task_arithmetic(tensor, _mixing(given)),

@@ -46,8 +46,8 @@ def plan_measuring(plan: MergePlan, known: Mapping[str, Mapping[str, float]]) ->
 
 
 def _granularity(job: TensorJob) -> str | None:
-    """VaRM's; weights that are learned begin at VaRM's and need all statistics first, whatever their granularity."""
-    return job.parameters["granularity"] if job.method == "varm" else "learned" if job.method == "learned" else None
+    """VaRM's; no other method needs what is measured here."""
+    return job.parameters["granularity"] if job.method == "varm" else None
 
 
 def measure_file(plan: MergePlan, work: Measuring, threads: int = 1) -> Squares:
@@ -72,7 +72,7 @@ def resolve_weights(plan: MergePlan, squares: Mapping[str, Mapping[str, float]])
         MergeError: Tensors ask for different granularities.
     """
     jobs = [job for file in plan.files for job in file.jobs if job.name in squares]
-    kinds = {_granularity(job) for job in jobs} - {None, "learned"}
+    kinds = {_granularity(job) for job in jobs} - {None}
     if not kinds:
         return plan
     if len(kinds) > 1:

@@ -1,7 +1,7 @@
 """Stage `merged`: make one model of the pivot's shape from the targets, a Ray task for each output file.
 
 Reads:  the pivot's folder; the model folder of every target that was taught by a source, and of the SFT control where
-        it is the base; for `method: learned` their fused sets.
+        it is the base.
 Writes: a Hugging Face model folder: config, tokenizer, safetensors, model card, weights.json; MANIFEST.json.
 
 Model tensors never travel between processes: a task reads the slices it needs, by offset, where it runs.
@@ -26,7 +26,6 @@ from fusion_ray.merging.statistics import (
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.stages import cluster
-from fusion_ray.stages.learned_weights import resolve_learned
 from fusion_ray.stages.metrics import set_metrics
 from fusion_ray.storage.artifacts import Artifact, model_folder, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
@@ -49,10 +48,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     plan = _plan(recipe, artifact)
     known = load_squares(plan, artifact.folder)
     measured = _measure(plan, known, artifact, tell)
-    squares = join_squares([known, *measured])
-    if recipe.merged.method.kind == "learned":
-        plan = resolve_learned(recipe, artifact, plan, squares, tell)
-    plan = resolve_weights(plan, squares)
+    plan = resolve_weights(plan, join_squares([known, *measured]))
     records = _write(recipe.name, plan, artifact, tell)
     save_squares(plan, join_squares([known, *measured, *(record.squares for record in records)]), artifact.folder)
     finish_weights(records, artifact.folder)

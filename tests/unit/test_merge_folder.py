@@ -308,7 +308,7 @@ def test_targets_that_are_all_equal_to_the_pivot_give_the_pivot_by_every_method_
     twins = ("pivot", "math", "code")
     folders = {name: save_toy(tmp_path / name, PIVOT, torch.float32) for name in twins}
     settings: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.1}}
-    for method in METHODS.keys() - {"learned", "nearswap", "arcee_fusion", "passthrough"}:
+    for method in METHODS.keys() - {"nearswap", "arcee_fusion", "passthrough"}:
         merge_to_folder(plan_of(folders, method, settings.get(method)), str(tmp_path / method))
         merged = load(tmp_path / method)
         for name, tensor in PIVOT.items():

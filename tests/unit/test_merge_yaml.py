@@ -81,7 +81,6 @@ BASE = {"merge_method": "ties", "base_model": "p", "models": [{"model": "a", "pa
     ("change", "message"),
     [
         ({"merge_method": "tise"}, "unknown merge method; known: .*ties"),
-        ({"merge_method": "learned"}, "'learned' needs fused sets to learn on; give it in a recipe"),
         ({"modules": {}}, "'modules' is not supported: merges of several modules"),
         ({"colour": "red"}, "unknown key .colour."),
         ({"parameters": {"densty": 0.1}}, "parameter 'densty' of ties is unknown; known here: .*density"),

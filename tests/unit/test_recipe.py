@@ -37,8 +37,6 @@ def test_a_short_recipe_gets_the_defaults() -> None:
         ("targets.learning_rat=1", "did you mean 'learning_rate'"),
         ("distributions.engine.dtyp=float32", "did you mean 'dtype'"),
         ("sources.code.engine.kind=vlm", "'transformers', 'vllm', 'openai'"),
-        ("merged.method={kind: learned, granularity: element}", "'model', 'layer', 'module' or 'matrix'"),
-        ("merged.method={kind: learned, steps: 0}", "greater than or equal to 1"),
         ("merged.method={kind: varm, granularity: row}", "'model', 'layer', 'module', 'matrix' or 'element'"),
         ("merged={base: sft, method: linear}", "merged.base: sft changes nothing for linear"),
         ("merged=varm", "merged: Input should be a valid dictionary or instance of Merged"),
@@ -115,12 +113,18 @@ def test_what_starts_from_the_control_needs_the_control() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["merged.method=learned", "targets.gate=online", "targets.keep=best", "targets.early_stop={patience: 3}"],
+    ["targets.keep=best", "targets.early_stop={patience: 3}"],
 )
 def test_what_goes_by_validation_chats_needs_some(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"goes by validation chats, and corpus\.validation is 0"):
         with_overrides(setting, "corpus.validation=0")
     with_overrides(setting, "corpus.validation=0.1")
+
+
+@pytest.mark.parametrize("setting", ["targets.gate=online", "targets.gate=none", "merged.method=learned"])
+def test_what_was_removed_gets_a_sentence_that_says_what_to_do(setting: str) -> None:
+    with pytest.raises(RecipeError, match=r"was removed: .*docs/quality\.md"):
+        with_overrides(setting)
 
 
 def test_a_report_on_no_held_out_chats_is_refused_before_anything_runs() -> None:

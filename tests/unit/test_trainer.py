@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -20,7 +19,6 @@ from fusion_ray.engines.export import export_model
 from fusion_ray.engines.models import load_tokenizer
 from fusion_ray.engines.trainer import Trainer
 from fusion_ray.engines.training_data import TrainingRows, make_batch
-from fusion_ray.engines.validation import Measured, Validation
 from fusion_ray.errors import NonFiniteError, RecipeError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -223,37 +221,6 @@ def test_lambda_may_move_on_a_straight_line(pivot: str) -> None:
     assert history[0].loss < history[0].gold
     assert history[-1].loss == pytest.approx(history[-1].gold, rel=1e-6)
     assert history[-1].soft == 0
-
-
-def test_an_overtaken_teacher_stops_teaching_in_its_domain_only(pivot: str) -> None:
-    trainer = Trainer(pivot, settings(gate="online", epochs=3), seed=0)
-    validation = rows(seed=1)
-    judge = Validation(validation)
-    at_first = trainer.measure(judge)
-    # The toy's pivot scores 0.25 and its source 1.0 bits per byte: a random model has overtaken neither.
-    assert not judge.overtaken(at_first)
-    odd_only = Measured(0.5, {**at_first.by_domain, "odd": 0.5})
-    assert judge.overtaken(odd_only) == {("odd", 1)}
-    trainer.overtaken = frozenset({("odd", 1)})
-    batch = Batch(64, ((4,), (5,)))
-    taught = make_batch(validation, batch, trainer.settings, lambda_=0.5, pad_id=0, overtaken=trainer.overtaken)
-    chosen_N = np.concatenate([validation[4].chosen_T, validation[5].chosen_T])
-    expected_N = (chosen_N >= 0) & ~((taught.row_N == 5) & (chosen_N == 1))
-    assert ((taught.target.lambda_N < 1).numpy() == expected_N).all()
-
-
-def test_the_online_gate_follows_the_validation_rows(pivot: str) -> None:
-    trainer = Trainer(pivot, settings(gate="online", epochs=12, learning_rate=1e-2), seed=0)
-    history = trainer.fit(rows(), rows())
-    measured = [line for line in history if line.bits_per_byte is not None]
-    assert len(measured) == 12
-    assert measured[0].overtaken == ()
-    assert {"even/1", "odd/1"} <= set(measured[-1].overtaken), "both domains fell below the source's 1.0"
-
-
-def test_the_online_gate_needs_validation_rows(pivot: str) -> None:
-    with pytest.raises(RecipeError, match=r"corpus\.validation"):
-        Trainer(pivot, settings(gate="online"), seed=0).fit(rows())
 
 
 def test_validation_rows_without_known_bytes_give_no_number(pivot: str) -> None:

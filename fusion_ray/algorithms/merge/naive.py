@@ -246,16 +246,3 @@ def naive_arcee_fusion(base: np.ndarray, other: np.ndarray) -> np.ndarray:
     ordered = np.sort(importance.ravel())
     q1, median, q3 = (ordered[int(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75))
     return np.where(importance >= median + 1.5 * (q3 - q1), other, base)
-
-
-def naive_project(weights_J: np.ndarray) -> np.ndarray:
-    """Nearest point with no weight below 0 and a sum of at most 1: try every set of weights that are not 0."""
-    n = len(weights_J)
-    found = [np.zeros(n)]
-    for subset in range(1, 2**n):
-        kept_J = np.array([(subset >> j) & 1 for j in range(n)], dtype=bool)
-        for level in (0.0, (weights_J[kept_J].sum() - 1.0) / kept_J.sum()):
-            point_J = np.where(kept_J, weights_J - level, 0.0)
-            if point_J.min() >= 0 and point_J.sum() <= 1 + 1e-12:
-                found.append(point_J)
-    return min(found, key=lambda point_J: np.square(point_J - weights_J).sum())
