@@ -25,12 +25,12 @@ from real_tokenizers import real_tokenizer
 from scored import answers_of, bigrams, made_up
 from texts import KINDS, code, prose
 
-from fusion_ray.algorithms.align.answers import Answers, offsets_of
-from fusion_ray.algorithms.align.bytes import project
-from fusion_ray.algorithms.align.naive_dtw import edit_distance, warp_naively
-from fusion_ray.algorithms.align.projector import Projector, build_projector
-from fusion_ray.algorithms.align.spellings import read_spellings
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import Answers, offsets_of
+from fusion_ray.fused.align.exact import project
+from fusion_ray.fused.align.projector import Projector, build_projector
+from fusion_ray.fused.align_published.naive import edit_distance, warp_naively
+from fusion_ray.fused.align_published.spellings import read_spellings
+from fusion_ray.storage.topk import TopK
 
 NAMES = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gpt4o", "unigram_ja")
 SPEED_PAIRS = (

@@ -14,9 +14,9 @@ from chats import chats
 from measurement import Measurement, report
 from real_models import real_model
 
-from fusion_ray.algorithms.chat import render_all
-from fusion_ray.engines.generator import TransformersGenerator
-from fusion_ray.engines.models import load_tokenizer
+from fusion_ray.chat import render_all
+from fusion_ray.models.folders import load_tokenizer
+from fusion_ray.models.transformers import TransformersGenerator
 
 NEW_TOKENS = 32
 ROUNDS = 3

@@ -32,9 +32,9 @@ from chats import chats
 from measurement import Measurement, report
 from real_models import cache_folder, real_model
 
-from fusion_ray.algorithms.chat import render_all
-from fusion_ray.engines.models import load_model, load_tokenizer
-from fusion_ray.engines.transformers import TransformersScorer, _batches
+from fusion_ray.chat import render_all
+from fusion_ray.models.folders import load_model, load_tokenizer
+from fusion_ray.models.transformers import TransformersScorer, _batches
 
 TOP_K = 10
 PADDED = 2048
@@ -156,7 +156,7 @@ def _transformers_logits(folder: str) -> Work:
 
 
 def _vllm(folder: str) -> Work:
-    from fusion_ray.engines.vllm import VllmScorer
+    from fusion_ray.models.vllm import VllmScorer
 
     return VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS).score
 
@@ -164,7 +164,7 @@ def _vllm(folder: str) -> Work:
 def _vllm_bare(folder: str, top_k: int | None = None, change: Callable[[Any], None] | None = None) -> Work:
     from vllm import SamplingParams
 
-    from fusion_ray.engines.vllm import VllmScorer
+    from fusion_ray.models.vllm import VllmScorer
 
     engine = VllmScorer(folder, TOP_K, max_length=PADDED, threads=THREADS)._engine
     if change:

@@ -15,8 +15,8 @@ import numpy as np
 from real_models import cache_folder
 from tokenizers import Tokenizer
 
-from fusion_ray.algorithms.align.answers import Answers
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.storage.topk import TopK
 
 TRL = ("trl==1.16.0", "datasets", "dill", "multiprocess", "xxhash")
 

@@ -21,11 +21,11 @@ from measurement import Measurement, report
 from real_models import real_model
 from transformers import AutoModelForCausalLM
 
-from fusion_ray.algorithms.fuse.loss import fusion_loss
-from fusion_ray.algorithms.fuse.soft_target import SoftTarget, gold_target, soft_target
-from fusion_ray.engines.student import Student
-from fusion_ray.engines.training_data import TrainingBatch
-from fusion_ray.training import Targets
+from fusion_ray.recipe import Targets
+from fusion_ray.targets.loss import fusion_loss
+from fusion_ray.targets.rows import TrainingBatch
+from fusion_ray.targets.soft_target import SoftTarget, gold_target, soft_target
+from fusion_ray.targets.student import Student
 
 WIDTH, K = 576, 10
 GOAL_MEMORY, GOAL_STEP = 0.05, 1.10

@@ -29,11 +29,11 @@ from scored import answers_of
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_ray.algorithms.align.answers import Answers, AnswerTurn, gather_answers
-from fusion_ray.algorithms.align.bytes import project
-from fusion_ray.algorithms.align.groups import FIRST, find_groups, pair_turns
-from fusion_ray.algorithms.align.projector import TEXT, Projector, build_projector
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.fused.align.exact import project
+from fusion_ray.fused.align.groups import FIRST, find_groups, pair_turns
+from fusion_ray.fused.align.projector import TEXT, Projector, build_projector
+from fusion_ray.storage.topk import TopK
 
 REAL_PIVOTS = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3")
 REAL_TEXTS, REAL_POSITIONS, REAL_TOP_K, FOLLOWING, CONTEXT = 24, 300, 10, 256, 96

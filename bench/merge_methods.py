@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from measurement import Measurement, report
 
-from fusion_ray import pipeline
-from fusion_ray.algorithms.evaluate.bootstrap import compare_models, resample_rates
-from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
+from fusion_ray.merged.stage import build_merged
+from fusion_ray.on_ray import cluster
+from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
-from fusion_ray.stages import cluster
-from fusion_ray.stages.merged import build_merged
-from fusion_ray.stages.report import build_report
+from fusion_ray.report.stage import build_report
+from fusion_ray.report.statistics.bootstrap import compare_models, resample_rates
+from fusion_ray.report.statistics.rates import OVERALL, Scores, measure_rates
 from fusion_ray.storage.artifacts import Artifact
 
 FIRST = "varm-matrix"
@@ -64,7 +64,7 @@ def score(run: Path, recipe: Recipe, work: Path, name: str) -> Scores:
 
 
 def _artifact(recipe: Recipe, stage: str) -> Artifact:
-    return next(artifact for artifact in pipeline.graph(recipe) if artifact.stage == stage)
+    return next(artifact for artifact in build_graph(recipe) if artifact.stage == stage)
 
 
 def compare(found: dict[str, Scores]) -> None:

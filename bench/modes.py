@@ -14,12 +14,12 @@ from real_tokenizers import real_tokenizer
 from scored import answers_of, score_with_model
 from tokenizers import Tokenizer
 
-from fusion_ray.algorithms.align.answers import Answers
-from fusion_ray.algorithms.align.bytes import Projection, project
-from fusion_ray.algorithms.align.dtw import count_pairs, project_dtw
-from fusion_ray.algorithms.align.projector import Projector, build_projector
-from fusion_ray.algorithms.align.vocabulary_map import build_map
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.fused.align.exact import Projection, project
+from fusion_ray.fused.align.projector import Projector, build_projector
+from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
+from fusion_ray.fused.align_published.vocabulary_map import build_map
+from fusion_ray.storage.topk import TopK
 
 PIVOTS = ("llama2", "mistral_v1", "llama3_1", "qwen3", "gemma3", "deepseek_v3")
 SOURCES = ("smollm2", "gemma3")

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 
-from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.merged.from_yaml import merge_from_yaml
 
 
 def main() -> None:

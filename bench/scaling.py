@@ -38,16 +38,16 @@ from ray.cluster_utils import Cluster
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fusion_ray import pipeline
-from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.scorer import Scorer
+from fusion_ray.corpus.row_formats import CORPUS_SCHEMA
+from fusion_ray.distributions.stage import build_distributions
+from fusion_ray.models.scorer import Scorer
+from fusion_ray.on_ray import cluster
+from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe, parse_recipe
-from fusion_ray.stages import cluster
-from fusion_ray.stages.distributions import build_distributions
 from fusion_ray.storage.artifacts import Artifact, read_manifest, write_manifest
-from fusion_ray.storage.chats import CORPUS_SCHEMA
 from fusion_ray.storage.shards import shard_path, write_shard
+from fusion_ray.storage.topk import TopK
 
 TOP_K = 10
 NODES = (1, 2, 4, 8)
@@ -221,7 +221,7 @@ def _recipe(folder: str, actors: int, gpus: int = 0) -> Recipe:
 
 def _lay_out(recipe: Recipe, shards: list[list[list[dict[str, str]]]]) -> Artifact:
     """Write a corpus of such shards as the stage before does; gives the distributions that are to be made of it."""
-    artifact = next(artifact for artifact in pipeline.graph(recipe) if str(artifact) == "distributions/pivot")
+    artifact = next(artifact for artifact in build_graph(recipe) if str(artifact) == "distributions/pivot")
     corpus, records = artifact.inputs["corpus"], []
     for number, rows in enumerate(shards):
         ids = [f"{number}-{row}" for row in range(len(rows))]

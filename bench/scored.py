@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fusion_ray.algorithms.align.answers import Answers, AnswerTurn, gather_answers
-from fusion_ray.algorithms.align.vocabulary import Vocabulary
-from fusion_ray.algorithms.chat.token_ends import token_ends, token_table
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.chat.token_ends import token_ends, token_table
+from fusion_ray.chat.vocabulary import Vocabulary
+from fusion_ray.storage.topk import TopK
 
 
 class _Wrapped:

@@ -20,10 +20,10 @@ from chats import chats
 from measurement import Measurement, report
 from real_models import cache_folder, real_model
 
-from fusion_ray.algorithms.chat import render_all
-from fusion_ray.algorithms.topk import TopK
-from fusion_ray.engines.models import load_tokenizer
-from fusion_ray.engines.transformers import TransformersScorer
+from fusion_ray.chat import render_all
+from fusion_ray.models.folders import load_tokenizer
+from fusion_ray.models.transformers import TransformersScorer
+from fusion_ray.storage.topk import TopK
 from fusion_ray.storage.topk_codec import decode_topk, encode_topk
 
 

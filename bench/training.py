@@ -22,10 +22,10 @@ from measurement import Measurement, report
 from real_models import real_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fusion_ray.algorithms.fuse.packing import plan_epoch, share_of_padding
-from fusion_ray.engines.trainer import Trainer
-from fusion_ray.engines.training_data import TrainingRows
-from fusion_ray.training import Targets
+from fusion_ray.recipe import Targets
+from fusion_ray.targets.packing import plan_epoch, share_of_padding
+from fusion_ray.targets.rows import TrainingRows
+from fusion_ray.targets.trainer import Trainer
 
 K, LONGEST = 10, 2048
 

@@ -1,3 +1,5 @@
 """Fuse the knowledge of several chat LLMs of any architecture and tokenizer into one model, on Ray."""
 
-__version__ = "0.1.0"
+from fusion_ray._version import __version__
+
+__all__ = ["__version__"]

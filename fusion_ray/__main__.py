@@ -1,6 +1,6 @@
 """`python -m fusion_ray`."""
 
-from fusion_ray.cli import main
+from fusion_ray.cli.app import main
 
 if __name__ == "__main__":
     main()

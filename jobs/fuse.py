@@ -19,8 +19,9 @@ import sys
 import time
 from typing import Any
 
-from fusion_ray import pipeline
 from fusion_ray.errors import FusionRayError
+from fusion_ray.pipeline.graph import STAGES
+from fusion_ray.pipeline.run import run
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import load_recipe
 from fusion_ray.stopping import stop_on_signals
@@ -57,9 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
-    parser.add_argument(
-        "--until", default="report", metavar="WORD", choices=pipeline.STAGES, help="the last stage to run"
-    )
+    parser.add_argument("--until", default="report", metavar="WORD", choices=STAGES, help="the last stage to run")
     arguments = parser.parse_args()
     until = arguments.until
     lines = JsonLines(arguments.recipe)
@@ -68,7 +67,7 @@ def main() -> None:
         recipe = load_recipe(arguments.recipe, tuple(arguments.overrides))
         lines.run = recipe.name
         lines.write("started", until=until, folder=recipe.folder)
-        pipeline.run(recipe, lines, until=until)
+        run(recipe, lines, until=until)
         lines.write("finished", until=until, folder=recipe.folder)
     except FusionRayError as error:
         lines.write("failed", error=type(error).__name__, exit_code=error.exit_code, message=str(error))

@@ -67,7 +67,7 @@ def small_recipe(folder: Path) -> Path:
     """Two random models, sixty chats: every stage has something to do, and nothing takes long."""
     settings = {"controls": [], "epochs": 2, "dtype": "float32", "zero_stage": 0, "learning_rate": 1e-3}
     settings |= {"tokens_per_step": 512, "tokens_per_batch": 512, "max_length": 128, "checkpoint_every_steps": 2}
-    from toy_run import make_recipe
+    from toys.run import make_recipe
 
     recipe = make_recipe(folder, targets=settings, merged={"method": "varm"})
     path = folder / "toy.json"

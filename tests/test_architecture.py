@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from fusion_ray.recipe import load_recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "fusion_ray").rglob("*.py"))
-TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+# What setup, runs and tools leave behind; no part of the project. `.gitignore` names them.
+LEFT_BEHIND = {line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()}
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HEAVY = {"torch", "ray", "vllm", "transformers", "deepspeed"}
 
@@ -52,7 +54,7 @@ def test_a_file_and_its_functions_are_short_and_say_what_they_are_for(path: Path
 @pytest.mark.parametrize("command", [["--help"], ["plan", "jobs/recipes/demo.yaml"]])
 def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     script = (
-        "import sys; from fusion_ray.cli import app\n"
+        "import sys; from fusion_ray.cli.app import app\n"
         f"try: app({command!r})\nexcept SystemExit: pass\n"
         f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
     )
@@ -81,11 +83,12 @@ def test_the_readmes_tree_equals_the_disk() -> None:
     block = re.search(r"<!-- tree -->\n```\n(.*?)```", text, re.DOTALL)
     assert block, "README.md holds the tree between <!-- tree --> and ```"
     named = set(re.findall(r"^\s*([\w./-]+)", block.group(1), re.MULTILINE))
-    top = {name.split("/")[0] + ("/" if "/" in name else "") for name in TRACKED if name}
+    kept = [path for path in ROOT.iterdir() if not any(fnmatch(path.name, p) for p in [".git", *LEFT_BEHIND])]
+    top = {path.name + "/" * path.is_dir() for path in kept}
     packages = {
         f"{path.parent.relative_to(ROOT / 'fusion_ray')}/" for path in SOURCES if path.parent != ROOT / "fusion_ray"
     }
-    packages = {name for name in packages if name.count("/") == 1}
+    packages = {name for name in packages if name.count("/") == 1} | {"api.py"}
     missing = {name for name in top | packages if name not in named and not name.startswith((".git", "LICENSE"))}
     assert not missing, f"on disk and not in the README: {sorted(missing)}"
     gone = {name for name in named if not (ROOT / name).exists() and not (ROOT / "fusion_ray" / name).exists()}
@@ -96,3 +99,15 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in DOCS:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_files_that_the_documents_name_are_there() -> None:
+    """Paths from the root, and in backticks also from the package or the tests; log.md tells of what was."""
+    rooted = r"(?<![\w/.-])((?:fusion_ray|tests|bench|jobs|cluster|docs)/[\w/.-]+\.(?:py|yaml|jsonl?|sh|md)\b)"
+    for document in [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]:
+        text = document.read_text()
+        paths = [*re.findall(rooted, text), *re.findall(r"`([\w/]+/[\w.]+\.py)`", text)]
+        for path in paths if document.name != "log.md" else []:
+            places = (ROOT, ROOT / "fusion_ray", ROOT / "tests")
+            found = any((place / path).exists() for place in places)
+            assert found or "WORD" in path, f"{document.name} names {path}"

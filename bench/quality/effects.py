@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from trials import Outcome
 
-from fusion_ray.algorithms.evaluate.bootstrap import resample_rates
-from fusion_ray.algorithms.evaluate.rates import OVERALL, Scores, measure_rates
+from fusion_ray.report.statistics.bootstrap import resample_rates
+from fusion_ray.report.statistics.rates import OVERALL, Scores, measure_rates
 
 DRAWS = 10_000
 

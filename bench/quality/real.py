@@ -38,8 +38,7 @@ from trials import Outcome, is_done, on_gpus, read_outcome, run_recipe, take_ove
 from fusion_ray.demo.chats import Chat, Texts, all_chats, documented, named_chat, package_folders, parsed_modules
 from fusion_ray.demo.making import split_chats
 from fusion_ray.demo.plans import DEMO
-from fusion_ray.recipe import Recipe, parse_recipe
-from fusion_ray.training import Targets
+from fusion_ray.recipe import Recipe, Targets, parse_recipe
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from measurement import Measurement, report
 from testbeds import Testbed
 from trials import Outcome, run_trial
 
-from fusion_ray.algorithms.evaluate.oracle import recovered_share
-from fusion_ray.algorithms.evaluate.rates import OVERALL
 from fusion_ray.progress import Progress
+from fusion_ray.report.statistics.oracle import recovered_share
+from fusion_ray.report.statistics.rates import OVERALL
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from fusion_ray.corpus.split import split_of
 from fusion_ray.demo.making import recipe_text
 from fusion_ray.demo.plans import DEMO, DOMAINS, DemoPlan, ModelPlan
 from fusion_ray.recipe import Corpus
-from fusion_ray.stages.corpus import split_of
 
 _PIVOT = DEMO.models[-1]
 _SPECIALISTS = DEMO.models[:-1]

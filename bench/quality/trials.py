@@ -16,11 +16,11 @@ import yaml
 from arms import Arm
 from testbeds import Testbed, recipe_of, thin_chats
 
-from fusion_ray.algorithms.evaluate.rates import Scores
 from fusion_ray.demo.making import make_materials
-from fusion_ray.pipeline import graph
+from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.progress import Tell, silent
 from fusion_ray.recipe import Recipe, parse_recipe
+from fusion_ray.report.statistics.rates import Scores
 
 CONTROLS = ("sft", "self", "shuffled")
 
@@ -101,7 +101,7 @@ def _digest(facts: dict[str, Any]) -> str:
 def is_done(recipe: Recipe) -> bool:
     """Whether the report is there and made from exactly this."""
     manifest = Path(recipe.folder) / "6_report" / "MANIFEST.json"
-    return manifest.is_file() and json.loads(manifest.read_text())["fingerprint"] == graph(recipe)[-1].fingerprint
+    return manifest.is_file() and json.loads(manifest.read_text())["fingerprint"] == build_graph(recipe)[-1].fingerprint
 
 
 def take_over(recipe: Recipe, runs: Path) -> None:
@@ -109,12 +109,12 @@ def take_over(recipe: Recipe, runs: Path) -> None:
     made = {json.loads(path.read_text())["fingerprint"]: path.parent for path in runs.glob("*/[1-5]_*/MANIFEST.json")}
     nested = runs.glob("*/[1-5]_*/*/**/MANIFEST.json")
     made |= {json.loads(path.read_text())["fingerprint"]: path.parent for path in nested}
-    for artifact in graph(recipe):
+    for artifact in build_graph(recipe):
         found, target = made.get(artifact.fingerprint), Path(artifact.folder)
         if found is not None and not (target / "MANIFEST.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(found, target, copy_function=os.link)
-    sft = next(artifact for artifact in graph(recipe) if artifact.stage == "targets" and artifact.name == "sft")
+    sft = next(artifact for artifact in build_graph(recipe) if artifact.stage == "targets" and artifact.name == "sft")
     scored = Path(recipe.folder) / "6_report" / "scores"
     for run in runs.glob("*/4_targets/sft/MANIFEST.json"):
         before = run.parents[2] / "6_report" / "scores"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fusion_ray.errors import FusionRayError
-from fusion_ray.pipeline import STAGES, Status
+from fusion_ray.pipeline.graph import STAGES
+from fusion_ray.pipeline.status import Status
 from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
 from fusion_ray.recipe import PlainStore, Recipe, SampledStore, VllmEngine
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest

@@ -1,6 +1,6 @@
 """What will not fit: GPU memory by stage and parallelism, GPUs and CPUs, the object store, the disk."""
 
-from fusion_ray.pipeline import NO_HELDOUT
+from fusion_ray.pipeline.graph import NO_HELDOUT
 from fusion_ray.planning.costs import Cost, checkpoint_bytes_per_weight
 from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
 from fusion_ray.recipe import OpenAIEngine, Recipe, VllmEngine

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fusion_ray.pipeline import Status
+from fusion_ray.pipeline.status import Status
 from fusion_ray.planning.costs import Cost, by_stage, estimate_costs
 from fusion_ray.planning.fit import distributions_side_by_side, find_problems, targets_side_by_side
 from fusion_ray.planning.sizes import Cluster, CorpusSize, ModelSize, corpus_size, model_sizes

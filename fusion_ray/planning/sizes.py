@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fusion_ray.corpus.files import chat_files, read_chats
 from fusion_ray.errors import FusionRayError, RecipeError
-from fusion_ray.pipeline import Status
+from fusion_ray.pipeline.status import Status
 from fusion_ray.recipe import Model, Recipe
 from fusion_ray.storage.artifacts import read_manifest
-from fusion_ray.storage.chats import chat_files, read_chats
 from fusion_ray.storage.checkpoints import open_checkpoint
 from fusion_ray.storage.filesystem import locate
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any
 
-from fusion_ray import __version__
+from fusion_ray._version import __version__
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
-from fusion_ray.storage.models import ModelFiles
+from fusion_ray.storage.model_files import ModelFiles
 from fusion_ray.storage.peak import take_peaks
 from fusion_ray.storage.shards import ShardRecord
 

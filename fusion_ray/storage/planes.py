@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from fusion_ray.algorithms.topk import TopK
 from fusion_ray.errors import CorruptArtifactError
+from fusion_ray.storage.topk import TopK
 
 PLAIN_COLUMNS = ("real_logprobs", "topk_ids", "topk_logprobs")
 ID_BYTES, REAL_BYTES = 3, 4

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from fusion_ray.algorithms.topk import TopK
 from fusion_ray.errors import CorruptArtifactError, NonFiniteError
 from fusion_ray.storage.planes import (
     ID_BYTES,
@@ -34,6 +33,7 @@ from fusion_ray.storage.planes import (
     write_planes,
     write_real,
 )
+from fusion_ray.storage.topk import TopK
 
 __all__ = ["REAL_STEP_NATS", "compact_topk", "decode_topk", "encode_topk", "expand_topk", "is_compact"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from small_disk import small_disk
+from toys.small_disk import small_disk
 
 from fusion_ray.errors import ArtifactError
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot

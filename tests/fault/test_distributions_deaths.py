@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from toy_dying import Once, dying_recipe, fail, opens, vanish, wait
+from toys.dying import Once, dying_recipe, fail, opens, vanish, wait
 
-from fusion_ray import pipeline
-from fusion_ray.engines.scorer import OpenScorer, open_scorer
+from fusion_ray.distributions.stage import build_distributions
 from fusion_ray.errors import EngineError
+from fusion_ray.models.opening import OpenScorer, open_scorer
+from fusion_ray.on_ray import cluster
+from fusion_ray.pipeline.graph import build_graph
+from fusion_ray.pipeline.run import run
 from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe
-from fusion_ray.stages import cluster
-from fusion_ray.stages.distributions import build_distributions
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -31,7 +32,7 @@ PLANTED_AT = 37
 DRIVER = """
 import os, sys
 from pathlib import Path
-from toy_dying import KillDriver, dying_recipe, opens
+from toys.dying import KillDriver, dying_recipe, opens
 from test_distributions_deaths import score
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -44,14 +45,14 @@ def score(recipe: Recipe, open_scorer: OpenScorer = open_scorer) -> Artifact:
     """Make the corpus, and the pivot's distributions with the scorer given."""
     if not ray.is_initialized():
         cluster.connect("local", num_cpus=2)
-    pipeline.run(recipe, until="corpus")
+    run(recipe, until="corpus")
     artifact = pivot_of(recipe)
     build_distributions(recipe, [artifact], silent, open_scorer)
     return artifact
 
 
 def pivot_of(recipe: Recipe) -> Artifact:
-    return next(artifact for artifact in pipeline.graph(recipe) if str(artifact) == "distributions/pivot")
+    return next(artifact for artifact in build_graph(recipe) if str(artifact) == "distributions/pivot")
 
 
 def shards_of(artifact: Artifact) -> dict[str, bytes]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from toy_dying import dying_artifact, dying_recipe, fail, opens, vanish
+from toys.dying import dying_artifact, dying_recipe, fail, opens, vanish
 
-from fusion_ray.engines.scorer import open_scorer
-from fusion_ray.stages.distributions import _Render, _Score
+from fusion_ray.distributions.stage import _Render, _Score
+from fusion_ray.models.opening import open_scorer
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import find_shard, read_shard
 
@@ -21,7 +21,7 @@ ACTOR = """
 import sys
 from pathlib import Path
 from test_engine_deaths import score_first_shard
-import toy_dying
+import toys.dying as toy_dying
 score_first_shard(Path(sys.argv[1]), sys.argv[2], getattr(toy_dying, sys.argv[3]))
 """
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from toy_checkpoints import moved, save_toy, toy_tensors
+from toys.checkpoints import moved, save_toy, toy_tensors
 
-from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.merged.from_yaml import merge_from_yaml
 
 FILE_BYTES = 400_000
 # Merges, and stops for ever in the middle of the third file.
 CODE = """
 import sys, threading
 from pathlib import Path
-from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.merged.from_yaml import merge_from_yaml
 from fusion_ray.storage.checkpoint_writer import Part
 
 def write_until_the_third_file(part, values, write=Part.write):

@@ -20,12 +20,12 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from toy_targets import toy_artifacts, toy_recipe
+from toys.targets import toy_artifacts, toy_recipe
 
+from fusion_ray.on_ray import cluster
 from fusion_ray.progress import Progress
-from fusion_ray.stages import cluster
-from fusion_ray.stages.targets import WORKING, build_targets
 from fusion_ray.storage.artifacts import Artifact, read_manifest
+from fusion_ray.targets.stage import WORKING, build_targets
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = [

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from align_cases import CASES, case_parts
+from toys.align_cases import CASES, case_parts
 
-from fusion_ray.algorithms.align.naive import project_naively
-from fusion_ray.algorithms.align.naive_dtw import map_exactly, map_nearest, match_naively, move_naively, warp_naively
+from fusion_ray.fused.align.naive import project_naively
+from fusion_ray.fused.align_published.naive import map_exactly, map_nearest, match_naively, move_naively, warp_naively
 
 
 def main() -> None:

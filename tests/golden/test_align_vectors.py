@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from align_cases import CASES, case_parts, case_tokenizer
+from toys.align_cases import CASES, case_parts, case_tokenizer
 
-from fusion_ray.algorithms.align.answers import gather_answers
-from fusion_ray.algorithms.align.bytes import project
-from fusion_ray.algorithms.align.dtw import project_dtw
-from fusion_ray.algorithms.align.vocabulary_map import build_map
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import gather_answers
+from fusion_ray.fused.align.exact import project
+from fusion_ray.fused.align_published.dtw import project_dtw
+from fusion_ray.fused.align_published.vocabulary_map import build_map
+from fusion_ray.storage.topk import TopK
 
 VECTORS = json.loads(Path(__file__).with_name("align_vectors.json").read_text())
 

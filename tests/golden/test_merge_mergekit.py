@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toy_checkpoints import moved, save_toy, toy_tensors
+from toys.checkpoints import moved, save_toy, toy_tensors
 
-from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.merged.from_yaml import merge_from_yaml
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from toys import Toys, make_toys
+from toys.tiny_demo import Toys, make_toys
 
-from fusion_ray import pipeline
+from fusion_ray.pipeline.graph import build_graph
+from fusion_ray.pipeline.run import run
+from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.recipe import Recipe, load_recipe
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.shards import read_shard
@@ -29,13 +31,13 @@ def answering(toys: Toys, *overrides: str) -> Recipe:
 
 
 def artifacts(recipe: Recipe) -> dict[str, Artifact]:
-    return {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    return {str(artifact): artifact for artifact in build_graph(recipe)}
 
 
 @pytest.fixture(scope="module")
 def finished(toys: Toys) -> Recipe:
     recipe = answering(toys)
-    pipeline.run(recipe)
+    run(recipe)
     return recipe
 
 
@@ -123,8 +125,8 @@ def test_the_report_counts_the_answers_that_taught(finished: Recipe) -> None:
 def test_a_second_run_makes_nothing_and_other_answers_leave_the_corpus_and_its_scores_alone(
     finished: Recipe, toys: Toys
 ) -> None:
-    assert {status.state for status in pipeline.plan(finished)} == {"done"}
-    other = {str(s.artifact): s.state for s in pipeline.plan(answering(toys, "answers.temperature=0.8"))}
+    assert {status.state for status in list_statuses(finished)} == {"done"}
+    other = {str(s.artifact): s.state for s in list_statuses(answering(toys, "answers.temperature=0.8"))}
     stale = {name for name, state in other.items() if state != "done"}
     sources = [source.name for source in finished.sources]
     expected = {f"{stage}answers/{name}" for name in sources for stage in ("", "fused/")}
@@ -140,14 +142,14 @@ def test_a_run_goes_on_with_the_shards_that_are_missing_and_gives_the_same_answe
     assert others
     first.unlink()
     Path(artifact.folder, "MANIFEST.json").unlink()
-    pipeline.run(finished, until="answers")
+    run(finished, until="answers")
     assert [path.read_bytes() for path in (first, *others)] == before
     assert [path.stat().st_mtime_ns for path in others] == times
 
 
 def test_one_target_of_all_sources_learns_from_each_chat_s_best_source(toys: Toys) -> None:
     recipe = answering(toys, "fused.mode=multi")  # In the same folder: the corpus's distributions are there.
-    pipeline.run(recipe, until="fused")
+    run(recipe, until="fused")
     names = [source.name for source in recipe.sources]
     authors: dict[str, str] = {}
     for number, author in enumerate(names, start=1):

@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 from chaos import patiently, small_recipe
-from toy_head import RAY, free_port, read_until_started
+from toys.head import RAY, free_port, read_until_started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

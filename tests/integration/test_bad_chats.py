@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from toy_models import save_toy, sentencepiece_tokenizer
+from toys.models import save_toy, sentencepiece_tokenizer
 from transformers import AutoModelForCausalLM
 
-from fusion_ray import pipeline
 from fusion_ray.errors import ArtifactError, EngineError, RecipeError
+from fusion_ray.on_ray import cluster
+from fusion_ray.pipeline.run import run
 from fusion_ray.recipe import Recipe, parse_recipe
-from fusion_ray.stages import cluster
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -58,7 +58,7 @@ def _chat(identity: str, answer: str) -> dict[str, object]:
 
 def test_every_bad_chat_is_rejected_with_its_reason_and_no_other(recipe: Recipe) -> None:
     cluster.connect("local", num_cpus=2)
-    pipeline.run(recipe, until="distributions")
+    run(recipe, until="distributions")
     for name, sick in (("pivot", {}), ("sick", {"sharp": "the model gave NaN"})):
         folder = Path(recipe.folder, "2_distributions", name)
         listed = [json.loads(line) for line in (folder / "rejected" / "rows.jsonl").read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_more_bad_chats_than_the_recipe_allows_fail_the_stage(recipe: Recipe) ->
         update={"distributions": recipe.distributions.model_copy(update={"max_rejected": 0.1, "top_k": 3})}
     )
     with pytest.raises(ArtifactError, match=r"3 of 12 rows cannot be used.*max_rejected \(10.0%\)"):
-        pipeline.run(strict, until="distributions")
+        run(strict, until="distributions")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_more_bad_chats_than_the_recipe_allows_fail_the_stage(recipe: Recipe) ->
 def test_what_an_actor_cannot_start_with_is_an_error_in_its_own_words(recipe: Recipe, changes, kind, words) -> None:
     changed = recipe.model_copy(update={"distributions": recipe.distributions.model_copy(update=changes)})
     with pytest.raises(kind, match=words):
-        pipeline.run(changed, until="distributions")
+        run(changed, until="distributions")
 
 
 def test_shards_without_a_usable_row_go_through_the_whole_pipeline(recipe: Recipe) -> None:
@@ -102,7 +102,7 @@ def test_shards_without_a_usable_row_go_through_the_whole_pipeline(recipe: Recip
     data["fused"] |= {"max_rejected": 0.5}
     data["targets"] |= {"epochs": 1, "max_length": 256, "tokens_per_step": 256, "tokens_per_batch": 256}
     data["targets"] |= {"dtype": "float32", "zero_stage": 0}
-    pipeline.run(parse_recipe(data))
+    run(parse_recipe(data))
     fused = read_manifest(str(Path(recipe.folder).parent / "alone" / "3_fused" / "sick"))
     assert [shard.rows for shard in fused.shards] == [1] * 6
     assert fused.facts["rejected"] == sum(bool(shard.facts["rejected"]) for shard in fused.shards) == 3

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from fusion_ray.algorithms.chat import pivot_template, render
-from fusion_ray.algorithms.chat.token_ends import token_table
+from fusion_ray.chat import pivot_template, render
+from fusion_ray.chat.token_ends import token_table
 from fusion_ray.errors import AlignmentError
 
 pytestmark = pytest.mark.slow

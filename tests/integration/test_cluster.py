@@ -18,10 +18,10 @@ import psutil
 import pytest
 from chaos import STAGES, Kill, Nodes, cluster, content, plan_kills, small_recipe, suffer
 from pyarrow import fs
-from small_disk import small_disk
-from toy_head import RAY, TOKEN, head
-from toy_store import BUCKET, KEY, SECRET, object_store
-from toy_store import TOKEN as STORE_TOKEN
+from toys.head import RAY, TOKEN, head
+from toys.small_disk import small_disk
+from toys.store import BUCKET, KEY, SECRET, object_store
+from toys.store import TOKEN as STORE_TOKEN
 
 from fusion_ray.storage.filesystem import copy_folder, list_files, locate
 
@@ -235,7 +235,7 @@ import ray
 from fusion_ray.stages import cluster
 ray.init(address="local", num_cpus=2, object_store_memory=78 << 20, include_dashboard=False)
 work = lambda number: {"number": number, "text": str(number) * (30 << 20)}
-found = {result["number"]: len(result["text"]) for result in cluster.stream(list(range(8)), work, cpus=1)}
+found = {result["number"]: len(result["text"]) for result in streams.stream(list(range(8)), work, cpus=1)}
 assert found == {number: 30 << 20 for number in range(8)}, found
 print("through", len(found))
 """

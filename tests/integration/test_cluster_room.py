@@ -10,7 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from fusion_ray.errors import ClusterError, EngineError
-from fusion_ray.stages import cluster
+from fusion_ray.on_ray import cluster, streams
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
@@ -85,7 +85,7 @@ def _fail_first(item: tuple[int, str]) -> int:
 
 def test_an_error_in_a_task_comes_back_as_itself_and_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"^shard 3: no\.$"):
-        list(cluster.stream([(number, str(tmp_path)) for number in range(40)], _fail_first, cpus=1))
+        list(streams.stream([(number, str(tmp_path)) for number in range(40)], _fail_first, cpus=1))
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         time.sleep(0.05)
     assert len(list(tmp_path.iterdir())) < 20

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_models import byte_level_tokenizer, save_toy
+from toys.models import byte_level_tokenizer, save_toy
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from fusion_ray.merging.execute import merge_to_folder
-from fusion_ray.merging.folder import Card, copy_tokenizer, finish_folder
-from fusion_ray.merging.plan import plan_merge
+from fusion_ray.merged.execute import merge_to_folder
+from fusion_ray.merged.folder import Card, copy_tokenizer, finish_folder
+from fusion_ray.merged.plan import plan_merge
 from fusion_ray.storage.checkpoints import open_checkpoint
 
 
@@ -46,7 +46,7 @@ def test_a_merged_folder_loads_and_generates(tmp_path: Path, tied: bool, file_by
 # vLLM changes torch for the whole process, so it gets one of its own.
 GENERATE = """
 import json, sys
-from fusion_ray.engines.vllm import VllmScorer
+from fusion_ray.models.vllm import VllmScorer
 scorer = VllmScorer(sys.argv[1], 4, dtype="float32", max_length=64, threads=1)
 from vllm import SamplingParams
 greedy = SamplingParams(max_tokens=12, temperature=0, detokenize=False, ignore_eos=True)

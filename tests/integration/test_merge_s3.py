@@ -11,11 +11,11 @@ import torch
 import yaml
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
-from toy_checkpoints import moved, save_toy, toy_tensors
+from toys.checkpoints import moved, save_toy, toy_tensors
 
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError, NonFiniteError, RecipeError
-from fusion_ray.merging.add import add_target
-from fusion_ray.merging.from_yaml import merge_from_yaml
+from fusion_ray.merged.add import add_target
+from fusion_ray.merged.from_yaml import merge_from_yaml
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot
 from fusion_ray.storage.checkpoints import TensorReader, open_checkpoint
 from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes, write_bytes

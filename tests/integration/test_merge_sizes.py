@@ -5,11 +5,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from toy_checkpoints import moved, save_toy, toy_tensors
+from toys.checkpoints import moved, save_toy, toy_tensors
 
-from fusion_ray.merging.execute import finish_weights, merge_to_folder, write_file
-from fusion_ray.merging.plan import MergePlan, plan_merge
-from fusion_ray.merging.statistics import join_squares, measure_file, plan_measuring, resolve_weights
+from fusion_ray.merged.execute import finish_weights, merge_to_folder, write_file
+from fusion_ray.merged.plan import MergePlan, plan_merge
+from fusion_ray.merged.variation import join_squares, measure_file, plan_measuring, resolve_weights
 from fusion_ray.storage.checkpoints import TensorReader, open_checkpoint
 
 pytestmark = pytest.mark.slow

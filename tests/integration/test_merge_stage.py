@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_checkpoints import moved, save_toy, toy_tensors
+from toys.checkpoints import moved, save_toy, toy_tensors
 
-from fusion_ray.merging.execute import merge_to_folder
-from fusion_ray.merging.plan import plan_merge
+from fusion_ray.merged.execute import merge_to_folder
+from fusion_ray.merged.plan import plan_merge
+from fusion_ray.merged.stage import build_merged
+from fusion_ray.on_ray import cluster
 from fusion_ray.progress import silent
 from fusion_ray.recipe import parse_recipe
-from fusion_ray.stages import cluster
-from fusion_ray.stages.merged import build_merged
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
-from fusion_ray.storage.models import find_model
+from fusion_ray.storage.model_files import find_model
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

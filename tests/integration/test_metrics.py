@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from toy_run import make_recipe
+from toys.run import make_recipe
 
-from fusion_ray import pipeline
+from fusion_ray.on_ray import cluster
+from fusion_ray.on_ray.metrics import GAUGES, Meter
+from fusion_ray.pipeline.run import run
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import Recipe
-from fusion_ray.stages import cluster
-from fusion_ray.stages.metrics import GAUGES, Meter
 from fusion_ray.storage.artifacts import Artifact
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -49,7 +49,7 @@ def test_prometheus_gets_every_gauge_that_the_dashboard_shows_from_a_whole_run(
     (node,) = ray.nodes()
     reading = _Reading(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics")
     reading.start()
-    pipeline.run(recipe)
+    run(recipe)
     reading.stop()
     ray.shutdown()
     board = (Path(__file__).resolve().parents[2] / "cluster" / "grafana.json").read_text()

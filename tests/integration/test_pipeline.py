@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from toy_targets import much_behind
-from toys import Toys, make_toys
+from toys.targets import much_behind
+from toys.tiny_demo import Toys, make_toys
 
-from fusion_ray import pipeline
+from fusion_ray.distributions.stage import build_distributions
+from fusion_ray.pipeline.graph import build_graph
+from fusion_ray.pipeline.run import run
+from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe, load_recipe
-from fusion_ray.stages.distributions import build_distributions
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -32,24 +34,24 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
 @pytest.fixture(scope="module")
 def finished(toys: Toys) -> Iterator[Recipe]:
     """The undisturbed run."""
-    pipeline.run(toys.recipe)
+    run(toys.recipe)
     yield toys.recipe
     ray.shutdown()
 
 
 def states(recipe: Recipe) -> dict[str, str]:
-    return {str(status.artifact): status.state for status in pipeline.plan(recipe)}
+    return {str(status.artifact): status.state for status in list_statuses(recipe)}
 
 
 def test_a_run_leaves_every_artifact_done_and_a_second_run_makes_nothing(finished: Recipe) -> None:
     assert set(states(finished).values()) == {"done"}
     before = {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
-    pipeline.run(finished)
+    run(finished)
     assert before == {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
 
 
 def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished: Recipe) -> None:
-    artifacts = {str(artifact): artifact for artifact in pipeline.graph(finished)}
+    artifacts = {str(artifact): artifact for artifact in build_graph(finished)}
     corpus = artifacts["corpus"]
     for name in ("distributions/pivot", "distributions/code", "fused/reference"):
         folder = artifacts[name].folder
@@ -63,8 +65,8 @@ def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished
 def test_draws_stand_for_whole_distributions_and_reach_the_fused_set_uncut(toys: Toys, tmp_path: Path) -> None:
     settings = ("distributions.store={kind: sampled, draws: 6}", "targets.tail=sampled", "fused.choose.trust=0.9")
     recipe = load_recipe(toys.recipe_path, (f"runs={tmp_path}", *settings))
-    pipeline.run(recipe, until="fused")
-    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    run(recipe, until="fused")
+    artifacts = {str(artifact): artifact for artifact in build_graph(recipe)}
     widths: dict[str, set[int]] = {"distributions/pivot": set(), "fused/code": set()}
     for name, found in widths.items():
         for shard in read_manifest(artifacts[name].folder).shards:
@@ -90,8 +92,8 @@ def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_tea
         "report",
     ]  # fmt: skip
     recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'started'}", *asked))
-    pipeline.run(recipe)
-    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    run(recipe)
+    artifacts = {str(artifact): artifact for artifact in build_graph(recipe)}
     held = read_manifest(artifacts["distributions/sft"].folder)
     fused = read_manifest(artifacts["fused/code"].folder)
     assert [shard.path for shard in held.shards] == [shard.path for shard in fused.shards_of("train")]
@@ -116,19 +118,19 @@ def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_befor
     asked = ("targets.start=sft", "targets.rounds=2", "merged.method={kind: rescaled_sum, reach: each}")
     recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'rounds'}", *asked))
     sources = ("code", "reference", "conversation")
-    names = [str(artifact) for artifact in pipeline.graph(recipe)]
+    names = [str(artifact) for artifact in build_graph(recipe)]
     assert names[names.index("targets/sft") :] == [
         "targets/sft", "distributions/sft", *(f"targets/round-1/{name}" for name in sources), "merged/round-1",
         "distributions/round-1", *(f"targets/{name}" for name in sources), "merged", "report",
     ]  # fmt: skip
-    pipeline.run(recipe, until="distributions")
+    run(recipe, until="distributions")
     assert {name for name, state in states(recipe).items() if state == "done"} == {
         "corpus", "distributions/pivot", *(f"distributions/{name}" for name in sources),
     }  # fmt: skip
-    pipeline.run(recipe, until="targets")
+    run(recipe, until="targets")
     assert [name for name, state in states(recipe).items() if state != "done"] == ["merged", "report"]
-    pipeline.run(recipe)
-    artifacts = {str(artifact): artifact for artifact in pipeline.graph(recipe)}
+    run(recipe)
+    artifacts = {str(artifact): artifact for artifact in build_graph(recipe)}
     steps = {}
     for name in ("targets/round-1/code", "targets/code"):
         lines = Path(artifacts[name].folder, "metrics.jsonl").read_text().splitlines()
@@ -145,8 +147,8 @@ def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_befor
 
 def test_a_model_of_a_late_round_is_scored_as_any_other(toys: Toys, tmp_path: Path) -> None:
     recipe = load_recipe(toys.recipe_path, (f"runs={tmp_path}",))
-    pipeline.run(recipe, until="corpus")
-    artifact = much_behind(next(made for made in pipeline.graph(recipe) if str(made) == "distributions/pivot"))
+    run(recipe, until="corpus")
+    artifact = much_behind(next(made for made in build_graph(recipe) if str(made) == "distributions/pivot"))
     build_distributions(recipe, [artifact], silent)
     assert read_manifest(artifact.folder).rows == read_manifest(artifact.inputs["corpus"].folder).rows
 
@@ -190,7 +192,7 @@ def test_one_more_source_leaves_all_other_targets_as_they_are(finished: Recipe, 
 
 def test_a_changed_setting_makes_stale_what_depends_on_it_and_says_why(toys: Toys, finished: Recipe) -> None:
     changed = load_recipe(toys.recipe_path, (f"runs={finished.runs}", "targets.learning_rate=0.002"))
-    stale = {str(status.artifact): status.why for status in pipeline.plan(changed) if status.state == "stale"}
+    stale = {str(status.artifact): status.why for status in list_statuses(changed) if status.state == "stale"}
     assert stale["targets/sft"] == "learning_rate was 0.001, is 0.002"
     assert set(stale) == {
         "targets/code",
@@ -222,7 +224,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(toys: Toys, finish
     again = ["--set", f"runs={tmp_path}"]
     command = [sys.executable, "-m", "fusion_ray", "run", str(toys.recipe_path), *again]
     ray.shutdown()
-    for stage in dict.fromkeys(artifact.stage for artifact in pipeline.graph(toys.recipe)):
+    for stage in dict.fromkeys(artifact.stage for artifact in build_graph(toys.recipe)):
         assert _kill_in(stage, command), f"the run ended before stage {stage} could be killed"
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     killed = _content(tmp_path / finished.name)

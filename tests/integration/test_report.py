@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
-from toy_run import HOSTILE, make_run
+from toys.run import HOSTILE, make_run
 
-from fusion_ray import pipeline
+from fusion_ray.pipeline.graph import build_graph
+from fusion_ray.pipeline.run import run as run_recipe
+from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.recipe import Recipe
-from fusion_ray.show import read_report
+from fusion_ray.report.reading import read_report
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     recipe = make_run(tmp_path_factory.mktemp("run"))
-    pipeline.run(recipe)
+    run_recipe(recipe)
     return recipe
 
 
@@ -34,7 +36,7 @@ def test_every_model_of_the_run_has_a_score_in_every_domain(run: Recipe) -> None
 
 
 def test_the_pivots_score_is_the_one_its_distributions_shards_say(run: Recipe) -> None:
-    artifacts = {str(artifact): artifact for artifact in pipeline.graph(run)}
+    artifacts = {str(artifact): artifact for artifact in build_graph(run)}
     scored = artifacts["distributions/pivot"]
     tables = [read_shard(scored.folder, shard) for shard in read_manifest(scored.folder).shards_of("heldout")]
     nats = -sum(value for table in tables for row in table["real_logprobs"].to_pylist() for value in row)
@@ -85,7 +87,7 @@ def test_the_merged_models_card_has_the_scores_and_its_manifest_the_cards_hash(r
     card = (merged / "README.md").read_bytes()
     assert b"| merged |" in card
     assert read_manifest(str(merged)).files["README.md"] == hashlib.sha256(card).hexdigest()
-    assert all(status.state == "done" for status in pipeline.plan(run))
+    assert all(status.state == "done" for status in list_statuses(run))
 
 
 def test_text_of_the_corpus_cannot_run_in_the_page(run: Recipe) -> None:
@@ -100,6 +102,6 @@ def test_scores_that_are_on_disk_are_not_computed_again(run: Recipe) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("scores/**/*.parquet")}
     report = json.loads((folder / "report.json").read_text())
     (folder / "MANIFEST.json").unlink()
-    pipeline.run(run)
+    run_recipe(run)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("scores/**/*.parquet")}
     assert json.loads((folder / "report.json").read_text())["bits_per_byte"] == report["bits_per_byte"]

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from toy_run import make_recipe
+from toys.run import make_recipe
 
-from fusion_ray import pipeline
-from fusion_ray.show import read_report
+from fusion_ray.pipeline.run import run
+from fusion_ray.report.reading import read_report
 
 # Ray sets its own deprecated options while it makes its defaults; DeepSpeed and Torch warn of each other.
 pytestmark = [
@@ -21,7 +21,7 @@ def test_a_source_that_knows_nothing_is_reported_as_no_help(tmp_path: Path) -> N
         "max_length": 256, "dtype": "float32", "zero_stage": 0,
     }  # fmt: skip
     recipe = make_recipe(tmp_path, rows=100, targets=targets)
-    pipeline.run(recipe)
+    run(recipe)
     report = read_report(recipe.folder)
     assert report["bits_per_byte"]["sft"]["overall"] < report["bits_per_byte"]["pivot"]["overall"]
     assert report["verdict"]["helped"] is False

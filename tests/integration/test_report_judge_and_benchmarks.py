@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from toy_models import byte_level_tokenizer, save_toy
-from toy_run import make_run
-from vllm_server import vllm_server
+from toys.models import byte_level_tokenizer, save_toy
+from toys.run import make_run
+from toys.vllm_server import vllm_server
 
-from fusion_ray import pipeline
+from fusion_ray.pipeline.run import run
 from fusion_ray.recipe import parse_recipe
-from fusion_ray.show import read_report
+from fusion_ray.report.reading import read_report
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = [
@@ -45,7 +45,7 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
             "judgment_tokens": 40, "options": FORM, "usd_per_million_input_tokens": 1.0,
         }  # fmt: skip
         judged = parse_recipe(recipe.model_dump(mode="json") | {"judge": judge, "evaluate": evaluate})
-        pipeline.run(judged)
+        run(judged)
     place = Path(judged.folder) / "6_report"
     found = read_report(judged.folder)["judge"]
     benchmarks = read_report(judged.folder)["benchmarks"]
@@ -78,7 +78,7 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
     before = {path: path.read_bytes() for name in ("judge", "benchmarks") for path in (place / name).rglob("*.json*")}
     made = {path: path.stat().st_mtime_ns for path in before if path.name != "judgments.jsonl"}
     (place / "MANIFEST.json").unlink()
-    pipeline.run(judged)
+    run(judged)
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in made} == made
     again = read_report(judged.folder)

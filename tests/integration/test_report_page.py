@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from chromium import Page, drive, find_chromium
-from toy_report import EVIL, make_report
+from toys.chromium import Page, drive, find_chromium
+from toys.report import EVIL, make_report
 
-from fusion_ray.reporting.page import render_page
+from fusion_ray.report.page import render_page
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,12 +4,12 @@ import importlib.util
 
 import numpy as np
 import pytest
-import toy_models
-from vllm_server import vllm_server
+import toys.models as toy_models
+from toys.vllm_server import vllm_server
 
-from fusion_ray.engines.openai import OpenAIScorer
-from fusion_ray.engines.transformers import TransformersScorer
 from fusion_ray.errors import EngineError
+from fusion_ray.models.openai import OpenAIScorer
+from fusion_ray.models.transformers import TransformersScorer
 
 pytestmark = [
     pytest.mark.slow,

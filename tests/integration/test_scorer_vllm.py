@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import toy_models
-from toy_run import make_recipe
+import toys.models as toy_models
+from toys.run import make_recipe
 
-from fusion_ray import pipeline
-from fusion_ray.engines.generator import TransformersGenerator
-from fusion_ray.engines.harness import run_harness
-from fusion_ray.engines.scorer import Sampling
-from fusion_ray.engines.transformers import TransformersScorer
-from fusion_ray.evaluation import Evaluate
-from fusion_ray.recipe import TransformersEngine
+from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.transformers import TransformersGenerator, TransformersScorer
+from fusion_ray.pipeline.graph import build_graph
+from fusion_ray.pipeline.run import run
+from fusion_ray.recipe import Evaluate, TransformersEngine
+from fusion_ray.report.harness import run_harness
 from fusion_ray.storage.artifacts import read_manifest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -96,9 +95,9 @@ def test_vllm_scores_and_writes_as_transformers_on_qwen2_gpt_neox_and_gemma2(tmp
 def test_the_stages_score_and_answer_with_vllm_in_ray_s_actors(tmp_path):
     distributions = {"top_k": 4, "engine": {"kind": "vllm", "dtype": "float32"}, "max_length": 200}
     recipe = make_recipe(tmp_path, 20, distributions=distributions, answers={"max_tokens": 40})
-    pipeline.run(recipe, until="answers")
+    run(recipe, until="answers")
     ray.shutdown()
-    made = {str(artifact): read_manifest(artifact.folder) for artifact in pipeline.graph(recipe)[:6]}
+    made = {str(artifact): read_manifest(artifact.folder) for artifact in build_graph(recipe)[:6]}
     assert made["distributions/math"].rows == 20
     counts = made["answers/math"].facts["answers"]
     assert counts["asked"] == made["answers/math"].rows + counts["empty"] + counts["unaskable"]

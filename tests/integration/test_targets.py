@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
-from toy_targets import much_behind, toy_artifacts, toy_recipe
+from toys.targets import much_behind, toy_artifacts, toy_recipe
 
 from fusion_ray.errors import ClusterError, CorruptArtifactError, StaleArtifactError
+from fusion_ray.on_ray import cluster
 from fusion_ray.progress import Progress
-from fusion_ray.stages import cluster
-from fusion_ray.stages.targets import WORKING, build_targets
 from fusion_ray.storage.artifacts import read_manifest
-from fusion_ray.storage.models import ModelFiles
+from fusion_ray.storage.model_files import ModelFiles
+from fusion_ray.targets.stage import WORKING, build_targets
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -38,7 +38,7 @@ def run_group(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from toy_models import byte_level_tokenizer, save_toy
+    from toys.models import byte_level_tokenizer, save_toy
 
     folder = tmp_path_factory.mktemp("workers")
     save_toy(folder / "pivot", "qwen2", byte_level_tokenizer(300), extra_rows=0)
@@ -83,12 +83,12 @@ def work(folder: Path, workers: int, stages: list[int], resume: bool, changes: d
     """What one worker does."""
     import hashlib
 
-    from toy_fused import toy_fused
-    from toy_targets import PLAIN
+    from toys.fused import toy_fused
+    from toys.targets import PLAIN
 
-    from fusion_ray.engines.trainer import Trainer
-    from fusion_ray.engines.training_data import TrainingRows
-    from fusion_ray.training import Targets
+    from fusion_ray.recipe import Targets
+    from fusion_ray.targets.rows import TrainingRows
+    from fusion_ray.targets.trainer import Trainer
 
     rows = TrainingRows([toy_fused(24, vocabulary=280)], max_length=64)
     found = {}
@@ -113,10 +113,10 @@ def load(folder: Path) -> dict[str, Any]:
     """Only load, under ZeRO-3, and look at what this worker holds and what all hold together."""
     import torch
     from safetensors.torch import load_file
-    from toy_targets import PLAIN
+    from toys.targets import PLAIN
 
-    from fusion_ray.engines import deepspeed
-    from fusion_ray.training import Targets
+    from fusion_ray.recipe import Targets
+    from fusion_ray.targets import deepspeed
 
     pivot = str(folder / "pivot")
     settings = Targets.model_validate({**PLAIN, "zero_stage": 3})

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from toy_tokenizers import FAMILIES, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
+from toys.tokenizers import FAMILIES, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
 
-from fusion_ray.algorithms.align.answers import gather_answers
-from fusion_ray.algorithms.align.dtw import count_pairs, project_dtw
-from fusion_ray.algorithms.align.naive_dtw import (
+from fusion_ray.chat.answer_tokens import gather_answers
+from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
+from fusion_ray.fused.align_published.naive import (
     Moved,
     map_by_counts,
     map_exactly,
@@ -19,9 +19,9 @@ from fusion_ray.algorithms.align.naive_dtw import (
     move_naively,
     warp_naively,
 )
-from fusion_ray.algorithms.align.spellings import Spellings, lay_out, read_spellings
-from fusion_ray.algorithms.align.vocabulary_map import PairCounts, VocabularyMap, build_map
-from fusion_ray.algorithms.align.warping import NO_MATCH, match, warp
+from fusion_ray.fused.align_published.spellings import Spellings, lay_out, read_spellings
+from fusion_ray.fused.align_published.vocabulary_map import PairCounts, VocabularyMap, build_map
+from fusion_ray.fused.align_published.warping import NO_MATCH, match, warp
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 families = st.sampled_from([family for family in FAMILIES if not family.endswith("nfc")])

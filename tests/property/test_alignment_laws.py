@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_tokenizers import (
+from toys.tokenizers import (
     FAMILIES,
     TEXTS,
     end_of,
@@ -16,10 +16,10 @@ from toy_tokenizers import (
     toy_topk,
 )
 
-from fusion_ray.algorithms.align.answers import gather_answers
-from fusion_ray.algorithms.align.bytes import InnerTail, Projection, project
-from fusion_ray.algorithms.align.naive import Position, project_naively
-from fusion_ray.algorithms.topk import TopK
+from fusion_ray.chat.answer_tokens import gather_answers
+from fusion_ray.fused.align.exact import InnerTail, Projection, project
+from fusion_ray.fused.align.naive import Position, project_naively
+from fusion_ray.storage.topk import TopK
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 words = st.sampled_from([word for text in TEXTS for word in text.replace("\n", " \n").split(" ")])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion_ray.algorithms.align.bytes import project
-from fusion_ray.algorithms.align.projector import build_projector
+from fusion_ray.fused.align.exact import project
+from fusion_ray.fused.align.projector import build_projector
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from real_tokenizers import real_tokenizer

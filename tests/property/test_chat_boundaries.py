@@ -1,12 +1,12 @@
 """Laws of rendering: any conversation, any tokenizer."""
 
 import numpy as np
-import toy_models
+import toys.models as toy_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_ray.algorithms.chat import render
-from fusion_ray.algorithms.chat.token_ends import token_table
+from fusion_ray.chat import render
+from fusion_ray.chat.token_ends import token_table
 
 contents = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 conversations = st.lists(st.tuples(contents, contents), min_size=1, max_size=3)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fusion_ray.algorithms.merge.blocks import ArrayTensor, gather
-from fusion_ray.merge_methods import METHODS
-from fusion_ray.merging.methods import merge_tensor
+from fusion_ray.merged.methods.blocks import ArrayTensor, gather
+from fusion_ray.merged.methods.registry import merge_tensor
+from fusion_ray.recipe.merge_methods import METHODS
 
 FAST = settings(max_examples=30, deadline=None)
 FLOATS = st.floats(-4, 4, width=32, allow_subnormal=False)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion_ray.algorithms.topk import TopK
 from fusion_ray.errors import CorruptArtifactError, NonFiniteError
+from fusion_ray.storage.topk import TopK
 from fusion_ray.storage.topk_codec import REAL_STEP_NATS, compact_topk, decode_topk, encode_topk, expand_topk
 
 

@@ -1,1 +1,0 @@
-"""Pure functions on arrays: what the papers compute, and nothing else. No I/O, no recipe objects, no Ray."""

@@ -1,0 +1,1 @@
+"""Stage `answers`: each source answers the chats that it knows best anew."""

@@ -1,0 +1,124 @@
+"""Stage `answers` (optional): each source answers the training chats that it knows best anew.
+
+Reads:  the corpus; the distributions of the pivot and of the sources that the source is chosen from.
+Writes: <source>/train/ shards like the corpus's: the chats up to the answer that was given anew, and that answer;
+        <source>/MANIFEST.json with how many were asked for and kept.
+
+Whose answer the source fits better than every other model is asked again (MinCE, by bits per byte). What it says is its
+own knowledge in its own words, so there is more of it to learn from than the corpus holds.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from fusion_ray.answers.write import answer_anew
+from fusion_ray.corpus.row_formats import ANSWERS_SCHEMA
+from fusion_ray.distributions.mince import best_known
+from fusion_ray.distributions.score import open_reader
+from fusion_ray.errors import FusionRayError
+from fusion_ray.models.generator import Generator
+from fusion_ray.models.opening import make_generator
+from fusion_ray.on_ray import streams
+from fusion_ray.on_ray.metrics import set_shard_metrics
+from fusion_ray.progress import Progress, Tell
+from fusion_ray.recipe import Recipe
+from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
+from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+
+_READ = ["id", "n_bytes", "real_logprobs", "reason"]
+
+
+def build_answers(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
+    """Let the source of every artifact answer, several side by side while the cluster has room.
+
+    Raises:
+        ClusterError: The cluster can never run one actor as the recipe's distributions section asks for it.
+        EngineError: A model cannot be loaded or failed while it wrote; finished shards stay.
+    """
+    streams.build_in_pools(recipe.distributions, artifacts, lambda artifact: _build_one(recipe, artifact, tell))
+
+
+def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
+    started = time.monotonic()
+    retract_manifest(artifact.folder)
+    manifests = {label: read_manifest(input_.folder) for label, input_ in artifact.inputs.items()}
+    planned = manifests["corpus"].shards_of("train")
+    found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
+    records = {path: record for path, record in found.items() if record}
+    todo = [shard.path for shard in planned if shard.path not in records]
+    tell(Progress(str(artifact), len(records), len(planned)))
+    for result in _answer_shards(recipe, artifact, manifests, todo):
+        record = ShardRecord(**result)
+        records[record.path] = record
+        tell(Progress(str(artifact), len(records), len(planned), shard=record.path))
+        rows = sum(shard.rows for shard in planned)
+        set_shard_metrics(recipe.name, artifact, list(records.values()), rows, time.monotonic() - started)
+    ordered = [records[shard.path] for shard in planned]
+    counts: Counter[str] = Counter()
+    for record in ordered:
+        counts.update(record.facts["counts"])
+    kept = sum(record.rows for record in ordered)
+    tell(Progress(str(artifact), len(planned), max(len(planned), 1), f"{kept:,} of {counts['asked']:,} answers kept"))
+    write_manifest(artifact, seconds=time.monotonic() - started, shards=ordered, facts={"answers": dict(counts)})
+
+
+def _answer_shards(
+    recipe: Recipe, artifact: Artifact, manifests: dict[str, Manifest], todo: list[str]
+) -> Iterator[dict[str, Any]]:
+    if todo:
+        work = (recipe, artifact, manifests, todo)
+        yield from streams.map_in_pool(streams.numbers(len(todo)), _Answer, work, recipe.distributions)
+
+
+class _Answer:
+    """Holds the model; answers the chats of one shard a call and commits them."""
+
+    def __init__(self, recipe: Recipe, artifact: Artifact, manifests: dict[str, Manifest], todo: list[str]) -> None:
+        self.recipe, self.artifact, self.todo = recipe, artifact, todo
+        self.records = {
+            label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
+        }
+        self.engine: tuple[Any, Any, Generator] | FusionRayError
+        try:
+            self.engine = self._open()
+        except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
+            self.engine = error
+
+    def _open(self) -> tuple[Any, Any, Generator]:
+        settings, name = self.recipe.distributions, self.artifact.name
+        model, files = self.recipe.models()[name], self.artifact.models
+        pivot = files["pivot"].folder if "pivot" in files else None
+        tokenizer, reading = open_reader(model, settings, files["model"].folder, pivot)
+        generator = make_generator(
+            model.engine or settings.engine,
+            files["model"].folder,
+            max_length=reading.max_length,
+            trust_remote_code=model.trust_remote_code,
+            threads=max(1, int(settings.cpus_per_actor)),
+        )
+        return tokenizer, reading.template, generator
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([streams.answer(lambda: self._answer(self.todo[batch["id"][0].as_py()]))])
+
+    def _answer(self, path: str) -> dict[str, Any]:
+        if isinstance(self.engine, FusionRayError):
+            raise self.engine
+        assert self.recipe.answers is not None
+        artifact = self.artifact
+        chats = read_shard(artifact.inputs["corpus"].folder, self.records["corpus"][path])
+        scored = {
+            label: read_shard(given.folder, self.records[label][path], _READ)
+            for label, given in artifact.inputs.items()
+            if label != "corpus"
+        }
+        asked = chats.take(best_known(scored, artifact.name)).to_pylist()
+        rows, counts = answer_anew(asked, *self.engine, self.recipe.answers, self.recipe.seed)
+        table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
+        facts = {"rejected": {}, "counts": dict(counts)}
+        return asdict(write_shard(artifact.folder, path, table, artifact.fingerprint, facts))

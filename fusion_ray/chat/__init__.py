@@ -1,0 +1,25 @@
+"""Conversations as tokens: which tokens are answer, and at which byte of the answer each of them ends.
+
+template.py     how a conversation is written as text: native, none, a built-in, or the pivot's template
+spans.py        where the answers stand in that text, found by rendering and never by searching
+token_ends.py   the byte at which every token ends
+rendered.py     the result, `Rendered` and its `Turn`s, and how it is cut to a length
+render.py       the four together
+"""
+
+from fusion_ray.chat.rendered import Rendered, Turn, break_off, cut
+from fusion_ray.chat.rendering import render, render_all
+from fusion_ray.chat.templates import BUILT_IN, Template, choose_template, pivot_template
+
+__all__ = [
+    "BUILT_IN",
+    "Rendered",
+    "Template",
+    "Turn",
+    "break_off",
+    "choose_template",
+    "cut",
+    "pivot_template",
+    "render",
+    "render_all",
+]

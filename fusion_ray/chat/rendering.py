@@ -1,0 +1,164 @@
+"""From messages to token ids, answer turns and byte boundaries."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusion_ray.chat.rendered import Rendered, Turn
+from fusion_ray.chat.spans import Span, find_spans
+from fusion_ray.chat.templates import ROLES, Messages, Template, choose_template, write_text
+from fusion_ray.chat.token_ends import TokenTable, char_to_byte, token_ends, token_table
+from fusion_ray.errors import AlignmentError, RecipeError
+
+
+def render(tokenizer: Any, messages: Messages, template: Template | str = "native") -> Rendered:
+    """Write a conversation in a template, tokenise it, and find its answer tokens and their byte boundaries.
+
+    A conversation of one message of role `text` is plain text in every template: all of it is answer, after the
+    model's BOS (or EOS) token and before its EOS. Where a template has no system role, the system turn is put before
+    the first user turn.
+
+    Args:
+        tokenizer: A Hugging Face fast tokenizer.
+        messages: Mappings with `role` and `content`.
+        template: A `Template`, or a setting that `choose_template` understands without a pivot.
+
+    Raises:
+        AlignmentError: This conversation cannot be written or aligned; the message says why.
+        RecipeError: The tokenizer or the template cannot be used for any conversation.
+    """
+    (result,) = render_all(tokenizer, [messages], template)
+    if isinstance(result, AlignmentError):
+        raise result
+    return result
+
+
+def render_all(
+    tokenizer: Any, conversations: Sequence[Messages], template: Template | str = "native"
+) -> list[Rendered | AlignmentError]:
+    """Render many conversations; one that cannot be used gives its error in its place. See `render`."""
+    if isinstance(template, str):
+        template = choose_template(template, tokenizer)
+    table = token_table(tokenizer)
+    written = [_write(tokenizer, messages, template) for messages in conversations]
+    texts = [item.text for item in written if isinstance(item, _Written)]
+    encodings = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else ())
+    return [
+        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings), table)
+        for item in written
+    ]
+
+
+class _Written:
+    """A conversation as text; `spans` is None for plain text."""
+
+    def __init__(self, text: str, spans: list[Span] | None) -> None:
+        self.text = text
+        self.spans = spans
+        self.raw = text.encode()
+
+
+def _write(tokenizer: Any, messages: Messages, template: Template) -> _Written | AlignmentError:
+    try:
+        cleaned = _checked(messages)
+        if template.kind == "none" or cleaned[0]["role"] == "text":
+            return _Written(_only_text(cleaned), None)
+        try:
+            text = write_text(tokenizer, cleaned, template)
+        except AlignmentError:
+            if not (len(cleaned) > 1 and cleaned[0]["role"] == "system" and cleaned[1]["role"] == "user"):
+                raise
+            cleaned = _without_system(cleaned)
+            text = write_text(tokenizer, cleaned, template)
+        spans = find_spans(lambda changed: write_text(tokenizer, changed, template), cleaned, text)
+        return _Written(text, spans)
+    except UnicodeEncodeError as error:
+        return AlignmentError(f"the conversation is not valid Unicode: {error}")
+    except AlignmentError as error:
+        return error
+
+
+def _checked(messages: Messages) -> list[dict[str, str]]:
+    if not len(messages):
+        raise AlignmentError("the conversation has no messages.")
+    for i, message in enumerate(messages):
+        if message["role"] not in ROLES and not (message["role"] == "text" and len(messages) == 1):
+            raise AlignmentError(
+                f"message {i} has the unknown role '{message['role']}'; expected one of {', '.join(ROLES)}, "
+                "or a single message of role text."
+            )
+    return [{"role": message["role"], "content": message["content"] or ""} for message in messages]
+
+
+def _only_text(messages: list[dict[str, str]]) -> str:
+    if len(messages) > 1:
+        raise AlignmentError("template is 'none' and the row is a conversation; expected one message of role text.")
+    return messages[0]["content"]
+
+
+def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    system, user, *rest = messages
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def _tokenised(tokenizer: Any, written: _Written, encoding: Any, table: TokenTable) -> Rendered | AlignmentError:
+    ends = token_ends(encoding, written.text, written.raw, table)
+    input_ids = np.array(encoding.ids, dtype=np.int32)
+    if written.spans is None:
+        return _plain(tokenizer, written, input_ids, ends.ends_T, bool(ends.changed_T.any()))
+    bytes_before = char_to_byte(written.text)
+    turns = tuple(_turn(span, ends.ends_T, input_ids, table, written.raw, bytes_before) for span in written.spans)
+    if any(turn.start == 0 and len(turn) for turn in turns):
+        return AlignmentError("the first answer token is the first token of all, so nothing predicts it.")
+    if not any(len(turn) for turn in turns):
+        return AlignmentError("no token of the conversation belongs to an answer.")
+    normalised = any(ends.changed_T[turn.start : turn.stop].any() for turn in turns)
+    return Rendered(input_ids, turns, normalised)
+
+
+def _plain(tokenizer: Any, written: _Written, input_ids: np.ndarray, ends_T: np.ndarray, changed: bool) -> Rendered:
+    context = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if context is None:
+        raise RecipeError(
+            f"{tokenizer.name_or_path or 'tokenizer'}: it has neither a BOS nor an EOS token, so plain text has no "
+            "context before its first token. Set bos_token in tokenizer_config.json."
+        )
+    n_bytes = len(written.raw)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    boundaries = np.concatenate([np.minimum(ends_T, n_bytes), [n_bytes] * len(end)]).astype(np.int32)
+    ids = np.concatenate([[context], input_ids, end]).astype(np.int32)
+    return Rendered(ids, (Turn(1, boundaries, bool(end), n_bytes),), changed)
+
+
+def _turn(
+    span: Span, ends_T: np.ndarray, input_ids: np.ndarray, table: TokenTable, raw: bytes, bytes_before: np.ndarray
+) -> Turn:
+    """The tokens of one answer: all that end after its beginning and begin before its end, and its end of turn."""
+    begin, finish = int(bytes_before[span.start]), int(bytes_before[span.stop])
+    n_bytes = len(span.content.encode())
+    first = int(np.searchsorted(ends_T, begin, side="right"))
+    stop = first
+    if finish > begin:
+        stop = max(first, min(int(np.searchsorted(ends_T, finish, side="left")) + 1, len(ends_T)))
+        while stop < len(ends_T) and ends_T[stop] == finish and int(input_ids[stop]) not in table.added:
+            stop += 1
+    end = _end_of_turn(stop, ends_T, input_ids, table, raw)
+    shift = len(span.content[: span.core_in_content].encode()) - int(bytes_before[span.core_in_text])
+    boundaries = np.clip(ends_T[first:stop] + shift, 0, n_bytes).astype(np.int32)
+    if len(boundaries):
+        boundaries[-1] = n_bytes
+    if end is not None:
+        boundaries = np.concatenate([boundaries, np.full(end + 1 - stop, n_bytes, dtype=np.int32)])
+    return Turn(first, boundaries, end is not None, n_bytes)
+
+
+def _end_of_turn(stop: int, ends_T: np.ndarray, input_ids: np.ndarray, table: TokenTable, raw: bytes) -> int | None:
+    """Index of the special token that follows, with nothing but a template's whitespace between."""
+    for t in range(stop, len(ends_T)):
+        if int(input_ids[t]) in table.special:
+            return t
+        before = int(ends_T[t - 1]) if t else 0
+        if raw[before : int(ends_T[t])].strip():
+            return None
+    return None

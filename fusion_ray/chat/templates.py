@@ -1,0 +1,145 @@
+"""How a conversation is written as text: a model's own chat template, none, a built-in, or the pivot's."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import jinja2
+
+from fusion_ray.chat.token_ends import token_table
+from fusion_ray.errors import AlignmentError, RecipeError
+
+Messages = Sequence[Mapping[str, Any]]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+BUILT_IN = {
+    "chatml": (
+        "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content }}{{ end_of_turn }}\n{% endfor %}"
+    ),
+    "plain": (
+        "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: "
+        "{{ message.content }}{{ end_of_turn if message.role == 'assistant' }}\n\n{% endfor %}"
+    ),
+}
+
+# Templates that print today's date would give other tokens tomorrow; shards must not depend on the day.
+_TODAY = datetime.date(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A way to write conversations.
+
+    Attributes:
+        kind: `native` is the tokenizer's own; `none` is text without turns; `jinja` is `source`.
+        source: Jinja template over `messages`, `bos_token`, `eos_token` and `end_of_turn`.
+        end_of_turn: What `source` itself writes after a turn; replaced by the reader's own end-of-turn token.
+    """
+
+    kind: Literal["native", "none", "jinja"]
+    source: str | None = None
+    end_of_turn: str | None = None
+
+
+def choose_template(setting: str, tokenizer: Any, pivot: Any = None) -> Template:
+    """The template that a recipe's `template` setting means for this tokenizer.
+
+    Args:
+        setting: `native`, `none`, `pivot`, a built-in's name, or a Jinja source.
+        tokenizer: The model's Hugging Face fast tokenizer.
+        pivot: The pivot's tokenizer; needed for `pivot`.
+
+    Raises:
+        RecipeError: The setting is unknown, or `native` and the tokenizer has no chat template.
+    """
+    if setting == "native":
+        if not tokenizer.chat_template:
+            raise RecipeError(
+                f"{tokenizer.name_or_path or 'tokenizer'}: it has no chat template, and template is 'native'. Set "
+                f"template to pivot, none, {', '.join(BUILT_IN)}, or add chat_template.jinja to the model folder."
+            )
+        return Template("native")
+    if setting == "none":
+        return Template("none")
+    if setting in BUILT_IN:
+        return Template("jinja", BUILT_IN[setting])
+    if setting == "pivot" and pivot is not None:
+        return pivot_template(pivot)
+    if "{{" in setting or "{%" in setting:
+        return Template("jinja", setting)
+    known = ", ".join(["native", "none", "pivot", *BUILT_IN])
+    raise RecipeError(f"template: '{setting}' is not known; expected one of {known}, or a Jinja source.")
+
+
+def pivot_template(pivot: Any) -> Template:
+    """The pivot's chat template, for others to read with their own end-of-turn token (as FuseChat did)."""
+    choose_template("native", pivot)
+    return Template("jinja", pivot.get_chat_template(), own_end_of_turn(pivot))
+
+
+def write_text(tokenizer: Any, messages: Messages, template: Template) -> str:
+    """Write messages as the text that the model reads.
+
+    Raises:
+        AlignmentError: The template refuses the messages (unknown role, wrong order, a role it does not have).
+    """
+    variables: dict[str, Any] = {
+        "bos_token": tokenizer.bos_token or "",
+        "eos_token": tokenizer.eos_token or "",
+        "date_string": _TODAY.strftime("%d %b %Y"),
+        "strftime_now": _TODAY.strftime,
+    }
+    source = None
+    if template.kind == "jinja":
+        source = template.source or ""
+        own = variables["end_of_turn"] = own_end_of_turn(tokenizer, source)
+        if template.end_of_turn:
+            source = source.replace(template.end_of_turn, own)
+            variables["eos_token"] = own
+    try:
+        text = str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **variables))
+        return _missing_bos(tokenizer, text, source) + text
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise AlignmentError(f"the chat template refuses a conversation of roles {roles}: {error}") from error
+
+
+def _missing_bos(tokenizer: Any, text: str, source: str | None) -> str:
+    """BOS, where a foreign template leaves it out and the model has always seen it; a model's own template decides."""
+    bos = tokenizer.bos_token
+    if source is None or not bos or text.startswith(bos) or tokenizer.chat_template == source:
+        return ""
+    return bos if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
+
+
+_ENDS: WeakKeyDictionary[Any, dict[str | None, str]] = WeakKeyDictionary()
+
+
+def own_end_of_turn(tokenizer: Any, source: str | None = None) -> str:
+    """The text of the token with which this model ends a turn: what its own template writes, else its EOS.
+
+    Args:
+        tokenizer: The reader's.
+        source: The template to be filled; where it is ChatML and the tokenizer knows `<|im_end|>`, that is it.
+    """
+    known = _ENDS.setdefault(tokenizer, {})
+    if source not in known:
+        known[source] = _find_end_of_turn(tokenizer, source)
+    return known[source]
+
+
+def _find_end_of_turn(tokenizer: Any, source: str | None) -> str:
+    if tokenizer.chat_template:
+        mark = "Zq7answerZq7"
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        after = write_text(tokenizer, messages, Template("native")).partition(mark)[2].lstrip()
+        for token in token_table(tokenizer).special_texts:
+            if after.startswith(token):
+                return token
+    elif source and "<|im_start|>" in source and "<|im_end|>" in token_table(tokenizer).special_texts:
+        return "<|im_end|>"
+    return str(tokenizer.eos_token or "")

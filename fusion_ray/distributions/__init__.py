@@ -1,0 +1,1 @@
+"""Stage `distributions`: every model scores the corpus."""

@@ -1,0 +1,77 @@
+"""`fusion-ray align`: how two tokenizers cut one text, and what alignment moves between two models."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusion_ray.chat import Rendered, render
+from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.fused.align.exact import project
+from fusion_ray.fused.align.groups import find_groups, pair_turns
+from fusion_ray.fused.align.projector import Projector, build_projector
+from fusion_ray.fused.align.view import GroupView, ViewSide, view_turn
+from fusion_ray.models.folders import load_tokenizer
+from fusion_ray.storage.model_files import find_model
+from fusion_ray.storage.topk import TopK
+
+_TOP_K = 20
+_SHOWN = 3
+
+
+class _Side(NamedTuple):
+    """One model's reading of the text."""
+
+    answers: Answers
+    topk: TopK | None
+    end: int | None
+
+
+def align_text(text: str, pivot: str, source: str, *, score: bool) -> list[GroupView]:
+    """Align one text, read as plain text by both models, group by group.
+
+    Args:
+        text: Any text.
+        pivot, source: Model folders or Hub ids; tokenizers are enough where nothing is scored.
+        score: Load both models and show their distributions.
+
+    Raises:
+        AlignmentError: The tokenizers do not cover the same bytes.
+    """
+    folders = [find_model(model).folder if score else model for model in (pivot, source)]
+    tokenizers = [load_tokenizer(folder) for folder in folders]
+    ours, theirs = (
+        _read(text, folder, tokenizer, score) for folder, tokenizer in zip(folders, tokenizers, strict=True)
+    )
+    projector = build_projector(*tokenizers, pivot_end=ours.end, source_end=theirs.end)
+    projected = None
+    groups = find_groups(
+        ours.answers, theirs.answers, pair_turns(ours.answers, theirs.answers), projector.same_vocabulary
+    )
+    if theirs.topk is not None:
+        projection = project(ours.answers, theirs.answers, theirs.topk, projector)
+        projection.check()
+        groups, projected = projection.groups, projection.topk
+    return view_turn(0, 0, *_view_sides(ours, theirs, projector), groups, projected, _SHOWN)
+
+
+def _view_sides(ours: _Side, theirs: _Side, projector: Projector) -> tuple[ViewSide, ViewSide]:
+    return (
+        ViewSide(ours.answers, projector.pivot, ours.topk),
+        ViewSide(theirs.answers, projector.source, theirs.topk),
+    )
+
+
+def _read(text: str, folder: str, tokenizer: Any, score: bool) -> _Side:
+    rendered = render(tokenizer, [{"role": "text", "content": text}], "none")
+    (turn,) = rendered.turns
+    ids_T = rendered.input_ids[turn.start : turn.stop]
+    answers = gather_answers([[AnswerTurn(ids_T, turn.boundaries, turn.ended)]])
+    return _Side(answers, _score(folder, rendered) if score else None, int(ids_T[-1]) if turn.ended else None)
+
+
+def _score(folder: str, rendered: Rendered) -> TopK:
+    from fusion_ray.models.transformers import TransformersScorer
+
+    scorer = TransformersScorer(folder, _TOP_K, dtype="float32")
+    (topk,) = scorer.score([np.asarray(rendered.input_ids)], [rendered.positions])
+    return topk

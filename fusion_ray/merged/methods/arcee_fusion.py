@@ -1,0 +1,48 @@
+"""Arcee fusion: take from the target the elements that changed much in rows whose distribution changed much.
+
+An element's importance is its change times the divergence between the softmax of its row in target and base. The
+target's value is taken where importance reaches median + 1.5 times the interquartile range. The quartiles are exact;
+mergekit estimates them from a sample of a million elements in larger tensors.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor, as_rows
+from fusion_ray.merged.methods.select import find_cuts
+from fusion_ray.merged.methods.slerp import need_models
+
+_EPS = 1e-8
+
+
+def merge_arcee_fusion(tensor: BlockedTensor) -> MergedTensor:
+    """Merge model 1 into model 0."""
+    need_models(tensor, "arcee_fusion", 2)
+    return MergedTensor(None, _fuse(tensor))
+
+
+def _fuse(tensor: BlockedTensor) -> Iterator[np.ndarray]:
+    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    if size == 0:
+        return
+    ranks = [int(np.float32(q) * np.float32(size - 1)) + 1 for q in (0.25, 0.5, 0.75)]
+    (q1, median, q3) = (find_cuts(lambda: _importances(tensor), [rank], largest=False)[0].value for rank in ranks)
+    threshold = np.float32(median) + np.float32(1.5) * (np.float32(q3) - np.float32(q1))
+    for block, (importance_RC,) in zip(tensor.blocks(), _importances(tensor), strict=True):
+        base_RC, other_RC = block.values_MRC
+        yield np.where(importance_RC >= threshold, other_RC, base_RC)
+
+
+def _importances(tensor: BlockedTensor) -> Iterator[np.ndarray]:
+    """Importance of each element, float32 [1, R, C] for each block."""
+    for block in tensor.blocks():
+        base_RC, other_RC = block.values_MRC.astype(np.float64)
+        p_RC, q_RC = _softmax(other_RC) + _EPS, _softmax(base_RC) + _EPS
+        divergence_R = np.maximum((p_RC * np.log(p_RC / q_RC)).sum(axis=1), 0.0)
+        yield (np.abs(other_RC - base_RC) * divergence_R[:, None]).astype(np.float32)[None]
+
+
+def _softmax(values_RC: np.ndarray) -> np.ndarray:
+    powers_RC = np.exp(values_RC - values_RC.max(axis=1, keepdims=True))
+    return powers_RC / powers_RC.sum(axis=1, keepdims=True)

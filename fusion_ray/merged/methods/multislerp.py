@@ -1,0 +1,51 @@
+"""Multi-SLERP: the barycentre of any number of tensors on a sphere, by way of the tangent space at their mean."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fusion_ray.errors import MergeError
+from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
+from fusion_ray.merged.methods.gram import from_deltas, length, tensor_gram
+from fusion_ray.merged.methods.linear import combine
+
+
+def merge_multislerp(
+    tensor: BlockedTensor, weights_J: Sequence[float], *, based: bool, normalize: bool = True, eps: float = 1e-8
+) -> MergedTensor:
+    """Merge targets, or their deltas from model 0 where `based`, as points of a sphere.
+
+    Raises:
+        MergeError: The weights sum to 0, or the weighted points cancel out.
+    """
+    scaled_J = np.asarray(weights_J, dtype=np.float64)
+    if normalize:
+        if scaled_J.sum() == 0:
+            raise MergeError(f"multislerp: tensor {tensor.name}: the weights {list(weights_J)} sum to 0.")
+        scaled_J = scaled_J / scaled_J.sum()
+    if len(scaled_J) == 1:
+        return combine(tensor, np.array([0.0, 1.0]) if based else np.ones(1))
+    gram_MM = tensor_gram(tensor, based)
+    found_J = _weigh(gram_MM[1:, 1:] if based else gram_MM, scaled_J, eps, tensor.name)
+    return combine(tensor, from_deltas(found_J) if based else found_J)
+
+
+def _weigh(gram_JJ: np.ndarray, weights_J: np.ndarray, eps: float, name: str) -> np.ndarray:
+    norms_J = np.sqrt(np.diag(gram_JJ))
+    if not norms_J.any():
+        return weights_J  # Nothing moved, so nothing is added, whatever the weights.
+    units_JJ = np.diag(1 / (norms_J + eps))  # Row j: the unit vector of point j by its coefficients.
+    mean_J = weights_J @ units_JJ
+    mean_length = length(mean_J, gram_JJ)
+    if mean_length < eps:
+        if len(weights_J) == 2:
+            return weights_J
+        raise MergeError(
+            f"multislerp: tensor {name}: the weighted points cancel out, so their mean has no direction. "
+            "Change the weights."
+        )
+    mean_J = mean_J / mean_length
+    dots_J = units_JJ @ gram_JJ @ mean_J
+    tangent_J = weights_J @ (units_JJ - dots_J[:, None] * mean_J)
+    angle = length(tangent_J, gram_JJ) + eps
+    return (mean_J * np.cos(angle) + tangent_J * (np.sin(angle) / angle)) * float(norms_J @ weights_J)

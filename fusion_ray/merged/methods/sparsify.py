@@ -1,0 +1,153 @@
+"""Which elements of each delta a method keeps: by magnitude, without outliers, at random, or at random by rank.
+
+Every function here gives a mask for each block of a tensor, bool [J, R, C] over the targets, in block order. Random
+draws depend on a key and the element's place alone, so they do not change with the way a tensor is cut.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numba
+import numpy as np
+
+from fusion_ray.errors import MergeError
+from fusion_ray.merged.methods.blocks import BlockedTensor, as_rows
+from fusion_ray.merged.methods.select import Selection, find_cuts
+
+# Gives the masks of a tensor anew each time it is called.
+Masks = Callable[[], Iterator[np.ndarray]]
+
+
+def magnitudes(tensor: BlockedTensor) -> Iterator[np.ndarray]:
+    """Absolute deltas from model 0, float32 [J, R, C] for each block."""
+    for block in tensor.blocks():
+        yield np.abs(block.values_MRC[1:] - block.values_MRC[0])
+
+
+def keep_all(tensor: BlockedTensor) -> Masks:
+    """Keep every element."""
+
+    def masks() -> Iterator[np.ndarray]:
+        for block in tensor.blocks():
+            yield np.ones(block.values_MRC[1:].shape, dtype=np.bool_)
+
+    return masks
+
+
+def keep_largest(tensor: BlockedTensor, densities_J: Sequence[float]) -> Masks:
+    """Keep the share `density` of each delta that is largest in magnitude; at least one element unless it is 0."""
+    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    counts_J = [_count(density, size) for density in densities_J]
+    if all(count == size for count in counts_J):
+        return keep_all(tensor)
+    cuts = find_cuts(lambda: magnitudes(tensor), counts_J, largest=True)
+
+    def masks() -> Iterator[np.ndarray]:
+        selection = Selection(cuts, largest=True)
+        return (selection.take(scores_JRC) for scores_JRC in magnitudes(tensor))
+
+    return masks
+
+
+def _count(density: float, size: int) -> int:
+    if density >= 1:
+        return size
+    return 0 if density <= 0 else min(size, max(1, int(density * size)))
+
+
+def keep_without_outliers(tensor: BlockedTensor, densities_J: Sequence[float], gammas_J: Sequence[float]) -> Masks:
+    """Drop the share `gamma` that is largest, then the smallest, so that the share `density` is left.
+
+    Fewer outliers are dropped where dropping them all would leave less than `density`.
+    """
+    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    kept_J = [size if density >= 1 else int(density * size) for density in densities_J]
+    small_J = [max(0, size - kept - int(gamma * size)) for kept, gamma in zip(kept_J, gammas_J, strict=True)]
+    small_J = [0 if kept == size else small for kept, small in zip(kept_J, small_J, strict=True)]
+    ends_J = [small + kept for small, kept in zip(small_J, kept_J, strict=True)]
+    start_cuts = find_cuts(lambda: magnitudes(tensor), small_J, largest=False)
+    end_cuts = find_cuts(lambda: magnitudes(tensor), ends_J, largest=False)
+
+    def masks() -> Iterator[np.ndarray]:
+        smallest, smaller = Selection(start_cuts, largest=False), Selection(end_cuts, largest=False)
+        for scores_JRC in magnitudes(tensor):
+            yield smaller.take(scores_JRC) & ~smallest.take(scores_JRC)
+
+    return masks
+
+
+def keep_at_random(tensor: BlockedTensor, densities_J: Sequence[float], keys_J: Sequence[int]) -> Masks:
+    """Keep each element with the probability `density` (DARE)."""
+    columns = as_rows(tensor.shape).columns
+
+    def masks() -> Iterator[np.ndarray]:
+        for block in tensor.blocks():
+            shape = block.values_MRC.shape[1:]
+            draws = (uniform(key, block.start * columns, shape[0] * shape[1]) for key in keys_J)
+            yield np.stack([draw.reshape(shape) < p for draw, p in zip(draws, densities_J, strict=True)])
+
+    return masks
+
+
+def keep_by_rank(
+    tensor: BlockedTensor, densities_J: Sequence[float], epsilons_J: Sequence[float], keys_J: Sequence[int]
+) -> Masks:
+    """Keep each element with a probability that grows with its rank in the row (DELLA's MAGPRUNE).
+
+    The smallest of a row has density - epsilon, the largest density + epsilon, the others lie evenly between.
+
+    Raises:
+        MergeError: A probability would leave (0, 1).
+    """
+    for density, epsilon in zip(densities_J, epsilons_J, strict=True):
+        if 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
+            raise MergeError(
+                f"della: density {density} and epsilon {epsilon} give probabilities outside (0, 1). "
+                "Choose a smaller epsilon."
+            )
+    columns = as_rows(tensor.shape).columns
+
+    def masks() -> Iterator[np.ndarray]:
+        for block, scores_JRC in zip(tensor.blocks(), magnitudes(tensor), strict=True):
+            keep_JRC = np.empty(scores_JRC.shape, dtype=np.bool_)
+            for j, (density, epsilon, key) in enumerate(zip(densities_J, epsilons_J, keys_J, strict=True)):
+                draws_RC = uniform(key, block.start * columns, scores_JRC[j].size).reshape(scores_JRC[j].shape)
+                spread = epsilon if 0 < density < 1 else 0.0
+                keep_JRC[j] = draws_RC < density - spread + 2 * spread * _rank_in_row(scores_JRC[j])
+            yield keep_JRC
+
+    return masks
+
+
+def _rank_in_row(scores_RC: np.ndarray) -> np.ndarray:
+    """Ascending rank within each row, scaled to 0..1, float64 [R, C]; a row of one element has rank 0.5."""
+    rows, columns = scores_RC.shape
+    if columns < 2:
+        return np.full(scores_RC.shape, 0.5)
+    order_RC = np.argsort(scores_RC, axis=1, kind="stable")
+    ranks_RC = np.empty(scores_RC.shape)
+    np.put_along_axis(ranks_RC, order_RC, np.broadcast_to(np.arange(columns) / (columns - 1), (rows, columns)), axis=1)
+    return ranks_RC
+
+
+def key_of(seed: int, *names: str) -> int:
+    """A 64-bit key for the draws of one tensor and model."""
+    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def uniform(key: int, start: int, count: int) -> np.ndarray:
+    """Draws number start.. of a key's sequence, uniform in [0, 1), float64; any stretch without those before it."""
+    return _uniform(np.uint64(key), np.uint64(start), count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _uniform(key: np.uint64, start: np.uint64, count: int) -> np.ndarray:
+    """SplitMix64 (Steele, Lea, Flood 2014) at the places start.. of its sequence."""
+    draws_N = np.empty(count, dtype=np.float64)
+    for n in range(count):
+        z = key + (start + np.uint64(n) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        draws_N[n] = np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return draws_N

@@ -1,0 +1,59 @@
+"""The configuration of a run: one YAML file, read into frozen objects, a section a file; no torch, no ray."""
+
+from fusion_ray.recipe.answers import Answers
+from fusion_ray.recipe.corpus import Corpus
+from fusion_ray.recipe.distributions import (
+    Actors,
+    CompactStore,
+    Distributions,
+    PlainStore,
+    SampledStore,
+    Store,
+)
+from fusion_ray.recipe.engines import Dtype, Engine, OpenAIEngine, TransformersEngine, VllmEngine
+from fusion_ray.recipe.fused import AvgCE, BytesAlign, DtwAlign, Fused, MinCE
+from fusion_ray.recipe.loading import load_recipe, parse_recipe
+from fusion_ray.recipe.merged import Merged
+from fusion_ray.recipe.models import Model, Source
+from fusion_ray.recipe.recipe import RESERVED_NAMES, Recipe
+from fusion_ray.recipe.report import Evaluate, HarnessTask, Judge, LocalTask, Report
+from fusion_ray.recipe.section import Section
+from fusion_ray.recipe.targets import Adapter, EarlyStop, Offload, Targets
+
+__all__ = [
+    "RESERVED_NAMES",
+    "Actors",
+    "Adapter",
+    "Answers",
+    "AvgCE",
+    "BytesAlign",
+    "CompactStore",
+    "Corpus",
+    "Distributions",
+    "DtwAlign",
+    "Dtype",
+    "EarlyStop",
+    "Engine",
+    "Evaluate",
+    "Fused",
+    "HarnessTask",
+    "Judge",
+    "LocalTask",
+    "Merged",
+    "MinCE",
+    "Model",
+    "Offload",
+    "OpenAIEngine",
+    "PlainStore",
+    "Recipe",
+    "Report",
+    "SampledStore",
+    "Section",
+    "Source",
+    "Store",
+    "Targets",
+    "TransformersEngine",
+    "VllmEngine",
+    "load_recipe",
+    "parse_recipe",
+]  # fmt: skip

@@ -1,0 +1,63 @@
+"""The recipe's section `distributions`: how every model scores the corpus."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fusion_ray.recipe.engines import Engine, TransformersEngine
+from fusion_ray.recipe.section import Label, Section, Share, choice_of
+
+
+class Actors(Section):
+    """Bounds of an autoscaling actor pool."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Actors":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class CompactStore(Section):
+    """Top-k with exact ids and log-probabilities to 0.01 nat."""
+
+    kind: Literal["compact"] = "compact"
+
+
+class PlainStore(Section):
+    """Top-k as plain lists, for other tools."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class SampledStore(Section):
+    """Entries that stand for all of a distribution, in place of its top-k: its head, and draws from its tail."""
+
+    kind: Literal["sampled"] = "sampled"
+    draws: int = Field(10, ge=1, le=1024)
+    seed: int = Field(0, ge=0)
+
+
+Store = Annotated[
+    Annotated[CompactStore | PlainStore | SampledStore, Field(discriminator="kind")], choice_of("compact")
+]
+
+
+class Distributions(Section):
+    """How every model scores the corpus."""
+
+    top_k: int = Field(10, ge=1, le=1024)
+    template: str = "native"
+    engine: Engine = TransformersEngine()
+    actors: Actors = Actors()
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    nodes: Label | None = None
+    max_length: int = Field(2048, ge=8)
+    too_long: Literal["cut", "reject"] = "cut"
+    store: Store = CompactStore()
+    max_rejected: Share = 0.01
+    wait_s: float = Field(600, gt=0)

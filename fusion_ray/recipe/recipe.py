@@ -1,0 +1,137 @@
+"""The whole recipe: its sections, and what they need of each other.
+
+Every section is named after its stage; choices are unions keyed on `kind`, and a bare string is short for
+`{kind: that}`. Relative paths are relative to the working folder, as in any command.
+"""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from fusion_ray.recipe.answers import Answers
+from fusion_ray.recipe.corpus import Corpus
+from fusion_ray.recipe.distributions import Distributions, SampledStore
+from fusion_ray.recipe.fused import Fused
+from fusion_ray.recipe.merged import Merged
+from fusion_ray.recipe.models import Model, Source
+from fusion_ray.recipe.report import Evaluate, Judge, Report
+from fusion_ray.recipe.section import Name, Section
+from fusion_ray.recipe.targets import Targets
+
+# What else has a name in a run: no source may have it too.
+RESERVED_NAMES = frozenset({"pivot", "merged", "multi", "sft", "longer", "self", "shuffled", "answers"})
+
+
+class Recipe(Section):
+    """One run, completely described."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    runs: str = "runs"
+    pivot: Model
+    sources: tuple[Source, ...] = Field(min_length=1)
+    corpus: Corpus
+    distributions: Distributions = Distributions()
+    answers: Answers | None = None
+    fused: Fused = Fused()
+    targets: Targets = Targets()
+    merged: Merged = Merged()
+    report: Report = Report()
+    judge: Judge | None = None
+    evaluate: Evaluate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reach_of_rounds(cls, data: Any) -> Any:
+        """What targets learn in one round of several is added whole unless told otherwise."""
+        if not isinstance(data, dict) or not isinstance(targets := data.get("targets"), dict):
+            return data
+        merged = data.get("merged") or {}
+        if targets.get("rounds", 1) == 1 or not isinstance(merged, dict):
+            return data
+        method = merged.get("method", {})
+        method = {"kind": method} if isinstance(method, str) else method
+        if not isinstance(method, dict) or method.get("kind") not in (None, "rescaled_sum"):
+            return data
+        return data | {"merged": merged | {"method": {"reach": "each"} | method}}
+
+    @model_validator(mode="after")
+    def _source_names_are_free(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        for name in names:
+            if name in RESERVED_NAMES or names.count(name) > 1:
+                raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _draws_need_whole_distributions(self) -> "Recipe":
+        if isinstance(self.distributions.store, SampledStore):
+            for name, model in self.models().items():
+                engine = model.engine or self.distributions.engine
+                if engine.kind == "openai":
+                    raise ValueError(
+                        f"distributions.store: sampled needs the engine vllm or transformers, and {name} has "
+                        f"{engine.kind}: a server gives the largest entries only"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_are_taught_as_draws(self) -> "Recipe":
+        store, tail = self.distributions.store.kind, self.targets.tail
+        if (store == "sampled") != (tail == "sampled"):
+            what = "shares of draws are no top-k" if store == "sampled" else "a top-k is not drawn"
+            raise ValueError(
+                f"distributions.store is {store} and targets.tail is {tail}: {what}. Draws are stored and taught as "
+                "such: set both to sampled, or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_are_not_cut(self) -> "Recipe":
+        store, top_k = self.distributions.store, self.fused.top_k
+        if isinstance(store, SampledStore) and top_k is not None and top_k < store.draws:
+            raise ValueError(
+                f"fused.top_k is {top_k} and distributions.store.draws {store.draws}: cut draws are no longer without "
+                f"bias. Leave fused.top_k out, or set it to {store.draws} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_start_is_there(self) -> "Recipe":
+        start, controls = self.targets.start, self.targets.controls
+        if start == "sft" and "sft" not in controls:
+            raise ValueError("targets.start: sft needs the SFT control; add sft to targets.controls, or start: pivot")
+        if start == "pivot" and "longer" in controls:
+            raise ValueError("targets.controls: longer goes on from the SFT control, as targets do under start: sft")
+        if self.targets.rounds > 1 and (start == "pivot" or self.merged.base == "pivot"):
+            raise ValueError(
+                f"targets.rounds: {self.targets.rounds} rounds add up what each target learns beyond where the round "
+                "starts; set targets.start and merged.base to sft"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_is_there(self) -> "Recipe":
+        method = self.merged.method
+        if self.merged.base == "sft" and "sft" not in self.targets.controls:
+            raise ValueError(
+                "merged.base: sft needs the SFT control; add sft to targets.controls, or set merged.base: pivot"
+            )
+        if self.merged.base == "sft" and not method.has_base:
+            raise ValueError(f"merged.base: sft changes nothing for {method.kind}, which takes no deltas; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> "Recipe":
+        for wish in self.targets.goes_by_validation if not self.corpus.validation else []:
+            raise ValueError(f"{wish} goes by validation chats, and corpus.validation is 0; set a share, say 0.05")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where the run's artifacts lie."""
+        return f"{self.runs.rstrip('/')}/{self.name}"
+
+    def models(self) -> dict[str, Model]:
+        """Every model that scores the corpus, the pivot first."""
+        return {"pivot": self.pivot} | {source.name: source for source in self.sources}

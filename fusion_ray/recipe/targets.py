@@ -1,0 +1,137 @@
+"""The recipe's section `targets`: how the pivot is fine-tuned. Imports neither torch nor ray."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fusion_ray.recipe.deepspeed import join, our_config, read_options
+from fusion_ray.recipe.section import Label, Section, Share, choice_of
+
+
+class Adapter(Section):
+    """Train small matrices beside frozen weights instead of all weights; merged into them at the end."""
+
+    kind: Literal["lora", "dora"] = "lora"
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: Share = 0.0
+    modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Offload(Section):
+    """What DeepSpeed keeps in host memory instead of the GPU's."""
+
+    optimizer: bool = False
+    parameters: bool = False
+
+
+class EarlyStop(Section):
+    """End training once the validation rows' bits per byte have not fallen for `patience` measurements."""
+
+    patience: int = Field(2, ge=1)
+    min_gain: float = Field(0.0, ge=0)
+
+
+class Targets(Section):
+    """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `start` and `lambda_`.
+
+    Attributes:
+        start: What a target starts as a copy of: the pivot as in the papers, which is the default without the SFT
+            control, or that control. From the control on, it is held to what the control says wherever no source
+            teaches, so that what it learns beyond the control is its source's alone (ours).
+        rounds: Parts that training is cut into; after each the targets are merged, and all go on from there (ours).
+        lambda_: 0.5 from the pivot, 0.2 from the SFT control, which has learned gold before (both by measurement); the
+            paper's is 0.9.
+        controls: `longer` is the SFT control trained on by gold for as many updates again, as a target that starts
+            from it is.
+    """
+
+    removed: ClassVar[Mapping[str, str]] = {
+        "gate": "silencing teachers that the target had overtaken gave worse targets (docs/quality.md); leave it out"
+    }
+
+    start: Literal["pivot", "sft"] = "sft"
+    rounds: int = Field(1, ge=1)
+    lambda_: float = Field(0.2, ge=0, le=1)
+    lambda_end: float | None = Field(None, ge=0, le=1)
+    divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
+    tail: Literal["bucket", "renormalise", "sampled"] = "bucket"
+    temperature: float = Field(1.0, gt=0)
+    epochs: float = Field(3, gt=0)
+    measure_every_steps: int | None = Field(None, ge=1)
+    keep: Literal["last", "best"] = "last"
+    early_stop: EarlyStop | None = None
+    learning_rate: float = Field(5e-6, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.03
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(1.0, gt=0)
+    tokens_per_step: int = Field(262144, ge=16)
+    tokens_per_batch: int = Field(8192, ge=16)
+    max_length: int = Field(2048, ge=8)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Offload = Offload()
+    deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(read_options)] = None
+    gradient_checkpointing: bool = False
+    adapter: Annotated[Adapter | None, choice_of("lora")] = None
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    nodes: Label | None = None
+    controls: tuple[Literal["sft", "longer", "self", "shuffled"], ...] = ("sft",)
+    side_by_side: int | None = Field(None, ge=1)
+    checkpoint_every_steps: int = Field(200, ge=1)
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    retries: int = Field(3, ge=0)
+    wait_s: float = Field(600, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_and_its_lambda(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        controls = data.get("controls", ("sft",))
+        without_sft = isinstance(controls, list | tuple) and "sft" not in controls
+        data = {"start": "pivot" if without_sft else "sft"} | data
+        return data if data["start"] == "sft" else {"lambda_": 0.5} | data
+
+    @property
+    def goes_by_validation(self) -> list[str]:
+        """The settings that judge on validation rows, in words."""
+        wishes = {
+            "targets.keep: best": self.keep == "best",
+            "targets.early_stop": self.early_stop is not None,
+        }
+        return [wish for wish, is_set in wishes.items() if is_set]
+
+    @model_validator(mode="after")
+    def _draws_are_used_as_they_are(self) -> "Targets":
+        if self.tail == "sampled" and (self.divergence not in ("ce", "kl") or self.temperature != 1.0):
+            raise ValueError(
+                "targets.tail: sampled is without bias only under divergence ce or kl and temperature 1 (here "
+                f"{self.divergence} and {self.temperature:g})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can_do_it(self) -> "Targets":
+        self.deepspeed_config()
+        return self
+
+    def deepspeed_config(self, *, pin_memory: bool = False) -> dict[str, Any]:
+        """DeepSpeed's own configuration for these settings, the recipe's `deepspeed` joined in."""
+        # DeepSpeed keeps float32 master weights of a bfloat16 model from stage 1 on.
+        stage = max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
+        ours = our_config(
+            stage=stage,
+            bfloat16=self.dtype == "bfloat16",
+            clip=self.clip,
+            offload_optimizer=self.offload.optimizer,
+            offload_parameters=self.offload.parameters,
+            pin_memory=pin_memory,
+        )
+        return join(self.deepspeed, ours)

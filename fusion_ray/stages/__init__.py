@@ -1,1 +1,0 @@
-"""The stages, one file each; no stage imports another."""

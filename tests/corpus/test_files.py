@@ -1,0 +1,92 @@
+"""Reading chats from the files people have."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fusion_ray.corpus.files import chat_files, read_chats
+from fusion_ray.corpus.row_formats import Chat
+from fusion_ray.errors import CorruptArtifactError, RecipeError
+
+OPENAI = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "domain": "talk"}
+SHAREGPT = {"id": "s1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+TEXT = {"text": "Once upon a time."}
+
+
+def read(path: Path) -> list[Chat]:
+    return list(read_chats(str(path), "domain"))
+
+
+def test_all_three_shapes_become_messages(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (OPENAI, SHAREGPT, TEXT)) + "\n\n")
+    chats = read(path)
+    assert [chat.reason for chat in chats] == [None, None, None]
+    assert chats[0].messages == chats[1].messages == OPENAI["messages"]
+    assert chats[2].messages == [{"role": "text", "content": TEXT["text"]}]
+    assert [chat.domain for chat in chats] == ["talk", "all", "all"]
+    assert chats[1].id == "s1"
+
+
+def test_parquet_and_arrow_read_like_jsonl(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([OPENAI])
+    pq.write_table(table, tmp_path / "chats.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "chats.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "chats.jsonl").write_text(json.dumps(OPENAI))
+    (first, second, third) = (read(tmp_path / f"chats.{end}") for end in ("parquet", "arrow", "jsonl"))
+    assert first == second == third
+
+
+def test_an_id_depends_on_the_content_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(TEXT) + "\n" + json.dumps(OPENAI))
+    (tmp_path / "b.jsonl").write_text(json.dumps(OPENAI))
+    assert read(tmp_path / "a.jsonl")[1].id == read(tmp_path / "b.jsonl")[0].id
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ("{}", "no 'messages'"),
+        (json.dumps({"messages": [{"role": "wizard", "content": "x"}]}), "unknown role 'wizard'"),
+        (json.dumps({"messages": [{"role": "assistant", "content": None}]}), "no text content"),
+        (json.dumps({"messages": [{"role": "user", "content": "x"}]}), "no answer"),
+        (json.dumps({"messages": [{"role": "assistant", "content": ""}]}), "no answer"),
+        (json.dumps({"text": "\ud800"}), "surrogates"),
+        (json.dumps({"messages": ["x"]}), "not a role and a content"),
+    ],
+)
+def test_a_row_that_is_no_chat_keeps_its_place_with_the_reason(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(line + "\n" + json.dumps(OPENAI))
+    bad, good = read(path)
+    assert bad.messages is None
+    assert bad.reason is not None
+    assert reason in bad.reason
+    assert good.reason is None
+
+
+def test_contents_given_as_text_parts_are_joined(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"messages": [{"role": "assistant", "content": parts}]}))
+    assert read(tmp_path / "c.jsonl")[0].messages == [{"role": "assistant", "content": "Hello"}]
+
+
+def test_a_file_that_is_not_what_its_name_says_is_corrupt(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.arrow", "c.json"):
+        (tmp_path / name).write_text("nothing of the kind")
+        with pytest.raises(CorruptArtifactError, match=name):
+            read(tmp_path / name)
+
+
+def test_a_folder_gives_its_data_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.parquet", "readme.md", "dataset_info.json", "state.json"):
+        (tmp_path / name).write_text("")
+    assert [Path(uri).name for uri in chat_files(str(tmp_path))] == ["a.parquet", "b.jsonl"]
+    with pytest.raises(RecipeError, match="no such file"):
+        chat_files(str(tmp_path / "nowhere.jsonl"))
