@@ -25,6 +25,8 @@ from fusion_ray.report.stage import build_report
 from fusion_ray.report.statistics.bootstrap import compare_models, resample_rates
 from fusion_ray.report.statistics.rates import OVERALL, Scores, measure_rates
 from fusion_ray.storage.artifacts import Artifact
+from fusion_ray.storage.filesystem import join
+from fusion_ray.storage.run_folder import DOCUMENTS, stage_folder
 
 FIRST = "varm-matrix"
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,20 +53,22 @@ def score(run: Path, recipe: Recipe, work: Path, name: str) -> Scores:
     }
     asked = parse_recipe(changed)
     merged, made = (_artifact(asked, stage) for stage in ("merged", "report"))
-    merged = replace(merged, folder=str(work / name))
+    merged_before = merged.folder
+    merged = replace(merged, run=str(work / name))
     build_merged(asked, [merged], silent)
-    folder = work / f"{name}-report"
-    shutil.copytree(run / "6_report" / "scores", folder / "scores", ignore=shutil.ignore_patterns("merged"))
-    made = replace(made, folder=str(folder), inputs={**made.inputs, "merged": merged})
+    inputs = tuple(merged if given.folder == merged_before else given for given in made.inputs)
+    made = replace(made, run=str(work / name), inputs=inputs)
+    scores = stage_folder(str(run), "report", "scores")
+    shutil.copytree(scores, join(made.folder, "scores"), ignore=shutil.ignore_patterns("merged"))
     build_report(asked, [made], silent)
-    table = pq.read_table(folder / "documents.parquet")
+    table = pq.read_table(join(made.folder, DOCUMENTS))
     models = tuple(column for column in table.column_names if column not in ("id", "domain", "n_bytes"))
     nll_MN = np.stack([table[model].to_numpy() for model in models])
     return Scores(models, nll_MN, table["n_bytes"].to_numpy(), np.array(table["domain"].to_pylist(), dtype=object))
 
 
 def _artifact(recipe: Recipe, stage: str) -> Artifact:
-    return next(artifact for artifact in build_graph(recipe) if artifact.stage == stage)
+    return next(artifact for artifact in build_graph(recipe) if artifact.stage == stage and not artifact.round)
 
 
 def compare(found: dict[str, Scores]) -> None:

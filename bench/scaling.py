@@ -222,7 +222,7 @@ def _recipe(folder: str, actors: int, gpus: int = 0) -> Recipe:
 def _lay_out(recipe: Recipe, shards: list[list[list[dict[str, str]]]]) -> Artifact:
     """Write a corpus of such shards as the stage before does; gives the distributions that are to be made of it."""
     artifact = next(artifact for artifact in build_graph(recipe) if str(artifact) == "distributions/pivot")
-    corpus, records = artifact.inputs["corpus"], []
+    corpus, records = artifact.chats, []
     for number, rows in enumerate(shards):
         ids = [f"{number}-{row}" for row in range(len(rows))]
         columns = [ids, ["all"] * len(rows), rows, [None] * len(rows)]

@@ -20,11 +20,11 @@ import time
 from typing import Any
 
 from fusion_ray.errors import FusionRayError
-from fusion_ray.pipeline.graph import STAGES
 from fusion_ray.pipeline.run import run
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import load_recipe
 from fusion_ray.stopping import stop_on_signals
+from fusion_ray.storage.run_folder import STAGES
 
 _QUIET_S = 30.0
 

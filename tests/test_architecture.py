@@ -103,7 +103,8 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 def test_files_that_the_documents_name_are_there() -> None:
     """Paths from the root, and in backticks also from the package or the tests; log.md tells of what was."""
-    rooted = r"(?<![\w/.-])((?:fusion_ray|tests|bench|cluster|docs|jobs(?!/recipes/mine))/[\w/.-]+\.(?:py|yaml|jsonl?|sh|md)\b)"
+    files = r"(?:fusion_ray|tests|bench|cluster|docs|jobs(?!/recipes/mine))/[\w/.-]+\.(?:py|yaml|jsonl?|sh|md)\b"
+    rooted = rf"(?<![\w/.-])({files})"
     for document in [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]:
         text = document.read_text()
         paths = [*re.findall(rooted, text), *re.findall(r"`([\w/]+/[\w.]+\.py)`", text)]

@@ -121,7 +121,7 @@ def run_seeds(given: argparse.Namespace) -> list[Outcome]:
 def recipe_of(given: argparse.Namespace, seed: int) -> Recipe:
     """The recipe of one seed; the pipeline's defaults but for what two cores ask for."""
     folder = given.folder.absolute().as_posix()
-    lambda_ = Targets(start=given.start).lambda_ if given.lambda_ is None else given.lambda_
+    lambda_ = Targets(start=given.start).resolved_lambda if given.lambda_ is None else given.lambda_
     settings = (given.rows, lambda_, given.pivot_wins, given.epochs, seed)
     more = [
         f"d{given.draws}" if given.draws else f"k{given.kept}" if given.kept != KEPT else "",

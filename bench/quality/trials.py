@@ -114,7 +114,7 @@ def take_over(recipe: Recipe, runs: Path) -> None:
         if found is not None and not (target / "MANIFEST.json").is_file():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(found, target, copy_function=os.link)
-    sft = next(artifact for artifact in build_graph(recipe) if artifact.stage == "targets" and artifact.name == "sft")
+    sft = next(artifact for artifact in build_graph(recipe) if (artifact.role, artifact.model) == ("control", "sft"))
     scored = Path(recipe.folder) / "6_report" / "scores"
     for run in runs.glob("*/4_targets/sft/MANIFEST.json"):
         before = run.parents[2] / "6_report" / "scores"
@@ -137,7 +137,7 @@ def run_recipe(recipe: Recipe) -> None:
 
 
 def write_recipe(recipe: Recipe) -> Path:
-    """The recipe as a file beside its run, whole: without its defaults a `kind` that is its own default is gone."""
+    """The recipe as a file beside its run, with all its defaults."""
     file = Path(f"{recipe.folder}.yaml")
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     return file

@@ -24,11 +24,11 @@ from fusion_ray.errors import FusionRayError
 from fusion_ray.models.generator import Generator
 from fusion_ray.models.opening import make_generator
 from fusion_ray.on_ray import streams
-from fusion_ray.on_ray.metrics import set_shard_metrics
+from fusion_ray.on_ray.shard_loop import make_shards
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
-from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ShardRecord, read_shard, write_shard
 
 _READ = ["id", "n_bytes", "real_logprobs", "reason"]
 
@@ -46,19 +46,14 @@ def build_answers(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None
 def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     started = time.monotonic()
     retract_manifest(artifact.folder)
-    manifests = {label: read_manifest(input_.folder) for label, input_ in artifact.inputs.items()}
-    planned = manifests["corpus"].shards_of("train")
-    found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
-    records = {path: record for path, record in found.items() if record}
-    todo = [shard.path for shard in planned if shard.path not in records]
-    tell(Progress(str(artifact), len(records), len(planned)))
-    for result in _answer_shards(recipe, artifact, manifests, todo):
-        record = ShardRecord(**result)
-        records[record.path] = record
-        tell(Progress(str(artifact), len(records), len(planned), shard=record.path))
-        rows = sum(shard.rows for shard in planned)
-        set_shard_metrics(recipe.name, artifact, list(records.values()), rows, time.monotonic() - started)
-    ordered = [records[shard.path] for shard in planned]
+    planned = read_manifest(artifact.chats.folder).shards_of("train")
+    scored = {name: _records(read_manifest(made.folder)) for name, made in artifact.scores.items()}
+    settings = recipe.distributions
+
+    def answer(todo: list[ShardRecord]) -> Iterator[dict[str, Any]]:
+        return streams.map_in_pool(streams.numbers(len(todo)), _Answer, (recipe, artifact, scored, todo), settings)
+
+    ordered = make_shards(recipe.name, artifact, planned, answer, tell, actors=settings.actors.max)
     counts: Counter[str] = Counter()
     for record in ordered:
         counts.update(record.facts["counts"])
@@ -67,22 +62,21 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     write_manifest(artifact, seconds=time.monotonic() - started, shards=ordered, facts={"answers": dict(counts)})
 
 
-def _answer_shards(
-    recipe: Recipe, artifact: Artifact, manifests: dict[str, Manifest], todo: list[str]
-) -> Iterator[dict[str, Any]]:
-    if todo:
-        work = (recipe, artifact, manifests, todo)
-        yield from streams.map_in_pool(streams.numbers(len(todo)), _Answer, work, recipe.distributions)
+def _records(manifest: Manifest) -> dict[str, ShardRecord]:
+    return {shard.path: shard for shard in manifest.shards}
 
 
 class _Answer:
     """Holds the model; answers the chats of one shard a call and commits them."""
 
-    def __init__(self, recipe: Recipe, artifact: Artifact, manifests: dict[str, Manifest], todo: list[str]) -> None:
-        self.recipe, self.artifact, self.todo = recipe, artifact, todo
-        self.records = {
-            label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
-        }
+    def __init__(
+        self,
+        recipe: Recipe,
+        artifact: Artifact,
+        scored: dict[str, dict[str, ShardRecord]],
+        todo: list[ShardRecord],
+    ) -> None:
+        self.recipe, self.artifact, self.scored, self.todo = recipe, artifact, scored, todo
         self.engine: tuple[Any, Any, Generator] | FusionRayError
         try:
             self.engine = self._open()
@@ -90,7 +84,7 @@ class _Answer:
             self.engine = error
 
     def _open(self) -> tuple[Any, Any, Generator]:
-        settings, name = self.recipe.distributions, self.artifact.name
+        settings, name = self.recipe.distributions, self.artifact.source
         model, files = self.recipe.models()[name], self.artifact.models
         pivot = files["pivot"].folder if "pivot" in files else None
         tokenizer, reading = open_reader(model, settings, files["model"].folder, pivot)
@@ -106,19 +100,17 @@ class _Answer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([streams.answer(lambda: self._answer(self.todo[batch["id"][0].as_py()]))])
 
-    def _answer(self, path: str) -> dict[str, Any]:
+    def _answer(self, asked: ShardRecord) -> dict[str, Any]:
         if isinstance(self.engine, FusionRayError):
             raise self.engine
         assert self.recipe.answers is not None
-        artifact = self.artifact
-        chats = read_shard(artifact.inputs["corpus"].folder, self.records["corpus"][path])
+        artifact, path = self.artifact, asked.path
+        chats = read_shard(artifact.chats.folder, asked)
         scored = {
-            label: read_shard(given.folder, self.records[label][path], _READ)
-            for label, given in artifact.inputs.items()
-            if label != "corpus"
+            name: read_shard(made.folder, self.scored[name][path], _READ) for name, made in artifact.scores.items()
         }
-        asked = chats.take(best_known(scored, artifact.name)).to_pylist()
-        rows, counts = answer_anew(asked, *self.engine, self.recipe.answers, self.recipe.seed)
+        own = chats.take(best_known(scored, artifact.source)).to_pylist()
+        rows, counts = answer_anew(own, *self.engine, self.recipe.answers, self.recipe.seed)
         table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
         facts = {"rejected": {}, "counts": dict(counts)}
         return asdict(write_shard(artifact.folder, path, table, artifact.fingerprint, facts))

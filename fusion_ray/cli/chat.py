@@ -1,10 +1,9 @@
 """`fusion-ray chat`: talk to a model folder in the terminal, to see what came out of a run."""
 
-from pathlib import Path
-
 from rich.console import Console
 
 from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer
+from fusion_ray.storage.run_folder import find_merged
 
 
 def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -> None:
@@ -21,8 +20,7 @@ def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -
     """
     from transformers import GenerationConfig, TextStreamer
 
-    merged = Path(model) / "5_merged"
-    folder = str(merged if merged.is_dir() else model)
+    folder = find_merged(model)
     tokenizer, network = load_tokenizer(folder), load_model(folder)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     ends = sorted(end_tokens(folder, tokenizer))

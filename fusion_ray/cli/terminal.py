@@ -14,6 +14,7 @@ from fusion_ray.planning.costs import Cost
 from fusion_ray.planning.forecast import Forecast
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
+from fusion_ray.storage.run_folder import PAGE, stage_folder
 
 _QUIET_S = 10.0
 _QUIET_SHARE = 0.02
@@ -141,8 +142,8 @@ def _duration(seconds: float | None) -> str:
 
 def closing_lines(folder: str) -> str:
     """Where the merged model and the report are, and how to use them."""
-    model = f"{folder}/5_merged"
+    model = stage_folder(folder, "merged")
     return (
-        f"\nModel   {model}\nReport  {folder}/6_report/report.html\n"
+        f"\nModel   {model}\nReport  {stage_folder(folder, 'report', PAGE)}\n"
         f"Chat    fusion-ray chat {folder}\nServe   vllm serve {model}"
     )

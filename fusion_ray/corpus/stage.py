@@ -20,8 +20,8 @@ from fusion_ray.corpus.row_formats import CORPUS_SCHEMA, Chat
 from fusion_ray.corpus.split import split_of
 from fusion_ray.errors import RecipeError
 from fusion_ray.on_ray import streams
-from fusion_ray.on_ray.metrics import set_shard_metrics
-from fusion_ray.progress import Progress, Tell
+from fusion_ray.on_ray.metrics import Meter
+from fusion_ray.progress import Tell
 from fusion_ray.recipe import Corpus, Recipe
 from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
@@ -56,11 +56,12 @@ def build_corpus(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     def write(file: _File) -> list[dict[str, Any]]:
         return [asdict(record) for record in _write_file(recipe, artifact, file)]
 
-    for done, result in enumerate(streams.stream(files, write, cpus=1), start=1):
-        records += [ShardRecord(**record) for record in result]
-        tell(Progress(str(artifact), done, len(files)))
-        rows = sum(file.rows for file in files)
-        set_shard_metrics(recipe.name, artifact, records, rows, time.monotonic() - started)
+    meter = Meter(recipe.name, artifact, tell, rows=sum(file.rows for file in files))
+    for result in streams.stream(files, write, cpus=1):
+        for record in (ShardRecord(**fields) for fields in result):
+            records.append(record)
+            meter.add(record)
+    meter.close()
     records.sort(key=lambda record: (SPLITS.index(record.path.split("/")[0]), record.path))
     rejected = settle_rejections(artifact, records, recipe.corpus.max_rejected)
     facts = _sum_facts(recipe, records) | {"rejected": rejected}

@@ -36,13 +36,13 @@ from fusion_ray.errors import DeadEngineError, FusionRayError
 from fusion_ray.models.opening import OpenScorer, open_scorer, trained_engine
 from fusion_ray.models.scorer import Scorer
 from fusion_ray.on_ray import cluster, streams
-from fusion_ray.on_ray.metrics import Meter
+from fusion_ray.on_ray.shard_loop import make_shards
 from fusion_ray.progress import Tell
 from fusion_ray.recipe import Distributions, Model, PlainStore, Recipe, Store
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.attempts import Attempts, forget_attempts, open_attempts
 from fusion_ray.storage.rejections import settle_rejections
-from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ShardRecord, read_shard, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
 
 # A dead engine may not end by itself; its actor waits this long.
@@ -73,30 +73,18 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
     started = time.monotonic()
     retract_manifest(artifact.folder)
     forget_attempts(artifact.folder)
-    corpus = artifact.inputs["corpus"]
-    chats = read_manifest(corpus.folder)
-    planned = chats.shards_of("train") if _is_trained(artifact) else list(chats.shards)
-    found = {shard.path: find_shard(artifact.folder, shard.path, artifact.fingerprint) for shard in planned}
-    records = [record for record in found.values() if record]
-    todo = [shard for shard in planned if not found[shard.path]]
-    meter = Meter(
+    chats = read_manifest(artifact.chats.folder)
+    planned = chats.shards_of("train") if artifact.role == "anchor" else list(chats.shards)
+    records = make_shards(
         recipe.name,
         artifact,
+        planned,
+        lambda todo: _score_shards(recipe, artifact, todo, open_scorer),
         tell,
-        rows_done=sum(record.rows for record in records),
-        rows_total=sum(shard.rows for shard in planned),
         actors=recipe.distributions.actors.max,
     )
-    for result in _score_shards(recipe, artifact, todo, open_scorer):
-        actor = result.pop("actor")
-        record = ShardRecord(**result)
-        records.append(record)
-        meter.add(actor, record.rows, record.facts["answer_tokens"], len(record.facts["rejected"]), record.path)
-    meter.close()
-    order = {shard.path: number for number, shard in enumerate(planned)}
-    records.sort(key=lambda record: order[record.path])
     # What a model wrote may not fit another one's template; such answers are only not learnt from.
-    cap = 1.0 if artifact.of_answers else recipe.distributions.max_rejected
+    cap = 1.0 if artifact.role == "answers" else recipe.distributions.max_rejected
     rejected = settle_rejections(artifact, records, cap, chats.rows)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
     facts = {**sums, "cut": sum(r.facts.get("cut", 0) for r in records), "rejected": rejected}
@@ -108,8 +96,6 @@ def _score_shards(
     recipe: Recipe, artifact: Artifact, todo: list[ShardRecord], open_scorer: OpenScorer
 ) -> Iterator[Any]:
     """Stream shards through rendering tasks and a pool of scoring actors; yields their records as they finish."""
-    if not todo:
-        return
     settings = recipe.distributions
     render = _Render(recipe, artifact, todo)
     shards = streams.numbers(len(todo))
@@ -121,15 +107,10 @@ def _score_shards(
     yield from streams.map_in_pool(shards, _Score, (render, open_scorer), settings)
 
 
-def _is_trained(artifact: Artifact) -> bool:
-    """Whether its model is one that this run has trained: it scores what targets that start from it learn from."""
-    return "start" in artifact.inputs
-
-
 def _model_of(recipe: Recipe, artifact: Artifact) -> Model:
     """Its part of the recipe; a trained model has the pivot's, and an engine that can load it."""
-    model = recipe.models()[artifact.model]
-    return model.model_copy(update={"engine": trained_engine(recipe)}) if _is_trained(artifact) else model
+    model = recipe.models()[artifact.recipe_model]
+    return model.model_copy(update={"engine": trained_engine(recipe)}) if artifact.role == "anchor" else model
 
 
 class _Render:
@@ -150,7 +131,7 @@ class _Render:
 
     def render(self, number: int) -> bytes:
         """One shard, by its number in `todo`."""
-        chats = read_shard(self.artifact.inputs["corpus"].folder, self.todo[number])
+        chats = read_shard(self.artifact.chats.folder, self.todo[number])
         files = {label: files.folder for label, files in self.artifact.models.items()}
         return streams.to_ipc(
             render_rows(chats, *_reader(self.model, self.settings, files["model"], files.get("pivot")))

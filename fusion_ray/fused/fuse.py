@@ -19,9 +19,8 @@ from fusion_ray.fused.choose import joint_groups, mix, pick_mince_groups, take, 
 from fusion_ray.fused.trust import believe, count_ratios
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
-from fusion_ray.storage.topk import TopK
+from fusion_ray.storage.topk import GOLD, NO_TEACHER, TopK
 
-GOLD = -1
 FUSED_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -263,7 +262,7 @@ class Fuser:
         return pick_mince(_any_score(compared.scores_MN))[compared.pivot.row_T]
 
     def _choose(self, compared: _Compared, trust: Mapping[str, float]) -> tuple[TopK, np.ndarray]:
-        """The distribution that teaches each position, and its model: GOLD where none does."""
+        """The distribution that teaches each position, and its model: NO_TEACHER where none does."""
         choose = self.settings.choose
         covered_MT, topks = self._candidates(compared)
         if isinstance(choose, AvgCE):
@@ -276,7 +275,7 @@ class Fuser:
         trust_T = np.array([1.0, *(trust[name] for name in compared.projections)])[teacher_T]
         fused = self._believe(take(teacher_T, topks), trust_T, topks[0], compared.pivot.answers.ids_T)
         gold_T = ~covered_T | ((chosen_T == 0) & (self.settings.pivot_wins == "gold"))
-        return fused, np.where(gold_T, GOLD, chosen_T).astype(np.int8)
+        return fused, np.where(gold_T, NO_TEACHER, chosen_T).astype(np.int8)
 
     def _believe(self, taken: TopK, trust_T: np.ndarray, pivot: TopK, ids_T: np.ndarray) -> TopK:
         """The chosen distributions as far as they are believed; the rest is taught as where the pivot wins."""
@@ -305,7 +304,7 @@ class Fuser:
         places_M = np.array([0, *(1 + self.sources.index(name) for name in taught_by)], dtype=np.int8)
         all_MN = np.full((1 + len(self.sources), scores_MN.shape[1]), np.nan, dtype=np.float32)
         all_MN[places_M] = scores_MN
-        return np.where(chosen_T == GOLD, chosen_T, places_M[chosen_T]), all_MN
+        return np.where(chosen_T == NO_TEACHER, chosen_T, places_M[chosen_T]), all_MN
 
     def _facts(
         self, table: pa.Table, projections: Mapping[str, Projection], trust: Mapping[str, float]
@@ -314,7 +313,7 @@ class Fuser:
             name: {**projection.counts, "violation_nats": projection.violation_nats, "trust": trust[name]}
             for name, projection in projections.items()
         }
-        names = {GOLD: "gold"} | dict(enumerate([self.pivot, *self.sources]))
+        names = {NO_TEACHER: GOLD} | dict(enumerate([self.pivot, *self.sources]))
         positions: dict[str, Counter[str]] = {}
         for domain, chosen, reason in zip(*(table[c].to_pylist() for c in ("domain", "chosen", "reason")), strict=True):
             if reason is None:

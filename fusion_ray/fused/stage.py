@@ -12,7 +12,7 @@ Shard i needs nothing but shard i of its inputs: one Ray Data task each, no shuf
 import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache, reduce
 from typing import Any
@@ -26,12 +26,12 @@ from fusion_ray.fused.fuse import Fuser, Statistics
 from fusion_ray.fused.trust import fit_trust
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.on_ray import streams
-from fusion_ray.on_ray.metrics import set_shard_metrics
+from fusion_ray.on_ray.shard_loop import make_shards
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import BytesAlign, Fused, MinCE, Recipe
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
-from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
+from fusion_ray.storage.shards import ShardRecord, read_shard, write_shard
 
 _SPLITS = ("train", "validation")
 _COUNTED_SHARDS = 64
@@ -53,45 +53,47 @@ def build_fused(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
 def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell) -> None:
     started = time.monotonic()
     retract_manifest(artifact.folder)
-    manifests = {label: read_manifest(input_.folder) for label, input_ in artifact.inputs.items()}
-    paths = [shard.path for split in _SPLITS for shard in manifests["corpus"].shards_of(split)]
-    found = {path: find_shard(artifact.folder, path, artifact.fingerprint) for path in paths}
-    records = {path: record for path, record in found.items() if record}
-    todo = [path for path in paths if path not in records]
-    tell(Progress(str(artifact), len(records), len(paths)))
-    if todo:
-        rows = sum(shard.rows for split in _SPLITS for shard in manifests["corpus"].shards_of(split))
-        shards = _Shards(artifact, manifests)
+    chats = read_manifest(artifact.chats.folder)
+    planned = [shard for split in _SPLITS for shard in chats.shards_of(split)]
+
+    def fuse(todo: list[ShardRecord]) -> Iterator[dict[str, Any]]:
+        shards = _Shards(artifact, chats)
         work = _FuseShard(recipe.fused, shards, _gather_statistics(recipe.fused, shards))
-        for result in streams.stream(todo, work, cpus=recipe.fused.cpus_per_task):
-            record = ShardRecord(**result)
-            records[record.path] = record
-            tell(Progress(str(artifact), len(records), len(paths), shard=record.path))
-            set_shard_metrics(recipe.name, artifact, list(records.values()), rows, time.monotonic() - started)
-    ordered = [records[path] for path in paths]
-    rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected, manifests["corpus"].rows)
+        return streams.stream([shard.path for shard in todo], work, cpus=recipe.fused.cpus_per_task)
+
+    ordered = make_shards(recipe.name, artifact, planned, fuse, tell)
+    rejected = settle_rejections(artifact, ordered, recipe.fused.max_rejected, chats.rows)
     facts = _sum_facts(ordered) | {"rejected": rejected}
-    tell(Progress(str(artifact), len(paths), max(len(paths), 1), _summary(facts)))
+    tell(Progress(str(artifact), 1, 1, _summary(facts)))
     write_manifest(artifact, seconds=time.monotonic() - started, shards=ordered, facts=facts)
 
 
 class _Shards:
-    """Reads shard i of every input."""
+    """Reads the chats of one shard, and what models say of them."""
 
-    def __init__(self, artifact: Artifact, manifests: dict[str, Manifest]) -> None:
+    def __init__(self, artifact: Artifact, chats: Manifest) -> None:
         self.artifact = artifact
-        self.records = {
-            label: {shard.path: shard for shard in manifest.shards} for label, manifest in manifests.items()
+        self.chats = {shard.path: shard for shard in chats.shards}
+        self.scored = {
+            name: {shard.path: shard for shard in read_manifest(made.folder).shards}
+            for name, made in artifact.scores.items()
         }
-        self.train = [shard.path for shard in manifests["corpus"].shards_of("train")]
+        self.train = [shard.path for shard in chats.shards_of("train")]
+        self.sources = [name for name in artifact.scores if name != "pivot"]
 
-    def read(self, path: str, labels: Iterable[str] | None = None) -> dict[str, pa.Table]:
-        inputs = self.artifact.inputs
-        return {label: read_shard(inputs[label].folder, self.records[label][path]) for label in labels or inputs}
+    def read(self, path: str) -> tuple[pa.Table, dict[str, pa.Table]]:
+        """The chats, and the distributions by model."""
+        chats = read_shard(self.artifact.chats.folder, self.chats[path])
+        return chats, {name: self.read_scored(path, name) for name in self.scored}
+
+    def read_scored(self, path: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The distributions of one model."""
+        return read_shard(self.artifact.scores[name].folder, self.scored[name][path], columns)
 
     @property
     def drawn(self) -> bool:
-        return bool(self.artifact.inputs["pivot"].settings["store"]["kind"] == "sampled")
+        """Whether the models' distributions are draws."""
+        return bool(self.artifact.scores["pivot"].settings["store"]["kind"] == "sampled")
 
     @property
     def folders(self) -> dict[str, str]:
@@ -107,11 +109,11 @@ class _FuseShard:
         self.statistics = statistics
 
     def __call__(self, path: str) -> dict[str, Any]:
-        artifact, tables = self.shards.artifact, self.shards.read(path)
+        artifact = self.shards.artifact
         statistics = tuple(self.statistics.items())
         fuser = _fuser(self.settings, tuple(self.shards.folders.items()), statistics, self.shards.drawn)
-        fuse = fuser.fuse_answers if artifact.of_answers else fuser.fuse
-        fused = fuse(tables.pop("corpus"), tables)
+        fuse = fuser.fuse_answers if artifact.role == "answers" else fuser.fuse
+        fused = fuse(*self.shards.read(path))
         return asdict(write_shard(artifact.folder, path, fused.table, artifact.fingerprint, fused.facts))
 
 
@@ -126,7 +128,7 @@ def _fuser(
 def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
     """Statistics of each source over the train split, as references into Ray's object store."""
     task = ray.remote(num_cpus=settings.cpus_per_task)
-    sources = [name for name in shards.artifact.inputs if name not in ("corpus", "pivot")]
+    sources = shards.sources
     # An estimate is enough for shares of tails and for trust.
     sample = shards.train[:: max(1, len(shards.train) // _COUNTED_SHARDS)][:_COUNTED_SHARDS]
     known: dict[str, Any] = {}
@@ -136,7 +138,7 @@ def _gather_statistics(settings: Fused, shards: _Shards) -> dict[str, Any]:
     elif settings.align.kind == "ms":
         counted = [task(_count).remote(Fuser.count_pairs, settings, shards, chunk) for chunk in _chunks(shards.train)]
         known = {name: task(_sum_pairs).remote(name, *counted) for name in sources}
-    if shards.artifact.of_answers or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
+    if shards.artifact.role == "answers" or not isinstance(settings.choose, MinCE) or settings.choose.trust != "fitted":
         return known
     given = [part for name, statistics in known.items() for part in (name, statistics)]
     ratios = [task(_count).remote(Fuser.count_ratios, settings, shards, chunk, *given) for chunk in _chunks(sample)]
@@ -150,7 +152,7 @@ def _chunks(paths: list[str]) -> list[list[str]]:
 def _count_tokens(shards: _Shards, name: str, paths: list[str]) -> Statistics:
     counts_U = np.zeros(len(load_tokenizer(shards.folders[name])), dtype=np.int64)
     for path in paths:
-        ids = shards.read(path, [name])[name]["input_ids"].combine_chunks().flatten().to_numpy()
+        ids = shards.read_scored(path, name, ["input_ids"])["input_ids"].combine_chunks().flatten().to_numpy()
         counts_U += np.bincount(ids, minlength=len(counts_U))[: len(counts_U)]
     return Statistics(counts_U=counts_U)
 
@@ -165,8 +167,7 @@ def _count(
     fuser = Fuser(settings, shards.folders, dict(zip(given[::2], given[1::2], strict=True)))
     total: dict[str, Any] = {}
     for path in paths:
-        tables = shards.read(path)
-        for name, counts in count(fuser, tables.pop("corpus"), tables).items():
+        for name, counts in count(fuser, *shards.read(path)).items():
             total[name] = total[name] + counts if name in total else counts
     return total
 

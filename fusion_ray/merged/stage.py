@@ -30,8 +30,7 @@ from fusion_ray.recipe import Recipe
 from fusion_ray.storage.artifacts import Artifact, model_folder, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
 from fusion_ray.storage.filesystem import join, list_files, sha256_of_file
-
-MANIFEST = "MANIFEST.json"
+from fusion_ray.storage.run_folder import MANIFEST
 
 
 def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
@@ -56,7 +55,7 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
         name=recipe.name,
         method=recipe.merged.method.kind,
         base_models=[pivot.reference, *(source.model for source in recipe.sources)],
-        config=recipe.merged.model_dump(mode="json"),
+        config=recipe.resolved.merged.model_dump(mode="json"),
     )
     dtype = _dtype(recipe, artifact)
     changes = {} if dtype == "pivot" else config_dtype(DTYPES[dtype])
@@ -70,18 +69,18 @@ def build_merged(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
 
 def _dtype(recipe: Recipe, artifact: Artifact) -> str:
     """The type that is written; between rounds small moves would be lost in bfloat16."""
-    return "float32" if artifact.name else recipe.merged.dtype
+    return "float32" if artifact.round else recipe.merged.dtype
 
 
 def _plan(recipe: Recipe, artifact: Artifact) -> MergePlan:
-    merged = recipe.merged
-    targets = {name: open_checkpoint(model_folder(target)) for name, target in artifact.inputs.items()}
-    base = targets.pop("sft", None)  # The control is an input only where it is the base.
+    merged = recipe.resolved.merged
+    targets = {made.model: open_checkpoint(model_folder(made)) for made in artifact.inputs_of("targets")}
+    base = artifact.start
     return plan_merge(
         open_checkpoint(artifact.models["pivot"].readable),
         targets,
-        base_name=merged.base,
-        base=base,
+        base_name=merged.resolved_base,
+        base=open_checkpoint(model_folder(base)) if base else None,
         method=merged.method.kind,
         parameters=merged.method.parameters(list(targets)),
         dtype=_dtype(recipe, artifact),

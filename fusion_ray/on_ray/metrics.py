@@ -5,6 +5,7 @@ The metrics are gauges named `fusion_ray_NAME`, with the tags `run`, `stage` and
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,22 +49,6 @@ def set_metrics(run: str, artifact: Artifact, **values: float) -> None:
         _gauge(name).set(value, {"run": run, "stage": artifact.stage, "model": artifact.name})
 
 
-def set_shard_metrics(run: str, artifact: Artifact, records: list[ShardRecord], rows: int, seconds: float) -> None:
-    """Set the gauges that follow from the shards finished so far.
-
-    Args:
-        run: The recipe's name.
-        artifact: What is being made.
-        records: Its finished shards, those of earlier runs included.
-        rows: Rows in all.
-        seconds: How long this run has been at it.
-    """
-    values = {"rows_done": sum(record.rows for record in records), "rows_total": rows}
-    values["rows_rejected"] = sum(len(record.facts["rejected"]) for record in records)
-    bytes_per_s = sum(record.bytes for record in records) / max(seconds, 1e-9)
-    set_metrics(run, artifact, **values, bytes_per_s=bytes_per_s)
-
-
 @lru_cache
 def _gauge(name: str) -> Gauge:
     return Gauge(f"fusion_ray_{name}", GAUGES[name], _TAGS)
@@ -85,39 +70,48 @@ class Meter:
         run: The recipe's name.
         artifact: What is being made.
         tell: Receives the line.
-        rows_done: Rows finished by earlier runs.
-        rows_total: Rows in all.
+        found: Its shards that earlier runs have finished.
+        rows: In all.
         actors: The most there can be.
     """
 
     def __init__(
-        self, run: str, artifact: Artifact, tell: Tell, *, rows_done: int, rows_total: int, actors: int
+        self, run: str, artifact: Artifact, tell: Tell, *, found: Sequence[ShardRecord] = (), rows: int, actors: int = 1
     ) -> None:
-        self.run, self.artifact, self.tell = run, artifact, tell
-        self.rows_done, self.rows_total, self.rows_rejected, self.tokens_done = rows_done, rows_total, 0, 0
-        self.last = deque([_Finished(time.monotonic(), "", 0, 0)], maxlen=1 + _SHARDS_PER_ACTOR * actors)
-        tell(Progress(str(artifact), rows_done, rows_total))
+        self.run, self.artifact, self.tell, self.rows_total = run, artifact, tell, rows
+        self.rows_done = sum(record.rows for record in found)
+        self.rows_rejected = sum(len(record.facts["rejected"]) for record in found)
+        self.tokens_done = self.bytes_done = 0
+        self.started = time.monotonic()
+        self.last = deque([_Finished(self.started, "", 0, 0)], maxlen=1 + _SHARDS_PER_ACTOR * actors)
+        tell(Progress(str(artifact), self.rows_done, rows))
 
-    def add(self, actor: str, rows: int, tokens: int, rejected: int, shard: str = "") -> None:
-        """Count a shard that an actor has finished."""
-        self.rows_done += rows
-        self.rows_rejected += rejected
+    def add(self, record: ShardRecord, actor: str = "") -> None:
+        """Count a shard, which an actor has finished where actors do the work."""
+        tokens = record.facts.get("answer_tokens", 0)
+        self.rows_done += record.rows
+        self.rows_rejected += len(record.facts["rejected"])
         self.tokens_done += tokens
-        self.last.append(_Finished(time.monotonic(), actor, rows, tokens))
+        self.bytes_done += record.bytes
+        self.last.append(_Finished(time.monotonic(), actor, record.rows, tokens))
         first, *others = self.last
         seconds = max(others[-1].at - first.at, 1e-9)
-        tokens_per_s = sum(shard.tokens for shard in others) / seconds
         rows_per_s = sum(shard.rows for shard in others) / seconds
         left_s = (self.rows_total - self.rows_done) / rows_per_s if rows_per_s else 0.0
-        actors = len({shard.actor for shard in others})
-        self._set(tokens_per_s=tokens_per_s, actors=actors, seconds_left=left_s)
-        line = f"{self.rows_done:,} of {self.rows_total:,} rows, {tokens_per_s:,.0f} tokens/s, "
-        line += f"{actors} actor{'s' * (actors != 1)}"
-        self.tell(Progress(str(self.artifact), self.rows_done, self.rows_total, line, shard, left_s))
+        values = {"seconds_left": left_s, "bytes_per_s": self.bytes_done / max(others[-1].at - self.started, 1e-9)}
+        line = f"{self.rows_done:,} of {self.rows_total:,} rows"
+        if self.tokens_done:
+            values["tokens_per_s"] = sum(shard.tokens for shard in others) / seconds
+            line += f", {values['tokens_per_s']:,.0f} tokens/s"
+        if actor:
+            values["actors"] = len({shard.actor for shard in others})
+            line += f", {values['actors']} actor{'s' * (values['actors'] != 1)}"
+        self._set(**values)
+        self.tell(Progress(str(self.artifact), self.rows_done, self.rows_total, line, record.path, left_s))
 
     def close(self) -> None:
         """Nothing is being worked on any more."""
-        self._set(tokens_per_s=0.0, actors=0, seconds_left=0.0)
+        self._set(tokens_per_s=0.0, bytes_per_s=0.0, actors=0, seconds_left=0.0)
 
     def _set(self, **values: float) -> None:
         counts = ("rows_done", "rows_total", "rows_rejected", "tokens_done")

@@ -1,35 +1,29 @@
-"""Which artifacts a recipe asks for, and what each is made from."""
+"""Which artifacts a recipe asks for, and what each is made from.
 
-from collections.abc import Mapping
-from dataclasses import replace
+    corpus
+      -> distributions/MODEL                       every model reads the corpus
+      -> answers/SOURCE                            if asked: each source answers the chats it knows best anew
+           -> distributions/answers/SOURCE/MODEL   read by its author and by the pivot
+      -> fused/SOURCE, fused/answers/SOURCE        aligned to the pivot's tokens; who teaches is chosen
+      -> targets/sft and the other control arms    the pivot trained without teachers, or by others
+    then once, or in each of R rounds, from the control (or the pivot):
+      -> distributions/sft, distributions/round-N  what the model that targets start from says: their anchor
+      -> targets/SOURCE, targets/round-N/SOURCE    one target for each fused set
+      -> merged, merged/round-N                    which the next round starts from
+    -> report
+
+With `fused.mode: multi` there is one fused set and one target, `multi`, for all sources.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fusion_ray.corpus.files import chat_files
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import Evaluate, LocalTask, Recipe, Section
+from fusion_ray.recipe import TEACHING, Evaluate, LocalTask, Recipe
 from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, stamp
 from fusion_ray.storage.model_files import ModelFiles, file_hash, find_model, trained_model
-
-# In this order; and the numbers of their folders. What sources answer anew is scored as the corpus was, and where
-# targets start from the SFT control, it scores the corpus before they do.
-STAGES = ("corpus", "distributions", "answers", "fused", "targets", "merged", "report")
-
-
-_NUMBERS = {"corpus": 1, "distributions": 2, "answers": 2, "fused": 3, "targets": 4, "merged": 5, "report": 6}
-
-
-# Settings that say where and how fast, not what: changing one of them makes nothing stale.
-_PLACEMENT = {
-    "actors", "cpus_per_actor", "gpus_per_actor", "wait_s", "cpus_per_task", "cpus_per_worker", "gpus_per_worker",
-    "side_by_side", "retries", "max_rejected", "checkpoint_every_steps", "controls", "concurrency", "timeout_s",
-    "block_mib", "batch_size", "nodes", "trackers",
-}  # fmt: skip
-
-
-# Settings of what teachers say; the SFT control has none, so it stays as it is when one of them changes.
-_OF_TEACHING = {"lambda_", "lambda_end", "divergence", "tail", "temperature"}
-
 
 NO_HELDOUT = (
     "corpus.heldout is 0, and the report measures on held-out chats. Set a share, say 0.1, or stop before the report: "
@@ -47,198 +41,220 @@ def build_graph(recipe: Recipe, *, need_inputs: bool = True) -> list[Artifact]:
     Raises:
         RecipeError: A model or the corpus is not there.
     """
-    find = find_model if need_inputs else _find_or_miss
-    models = {name: find(model.model) for name, model in recipe.models().items()}
-    corpus = _corpus(recipe, need_inputs)
-    distributions = {name: _distributions(recipe, name, corpus, models) for name in models}
-    answers = _answers(recipe, distributions) if recipe.answers else {}
-    rescored = {
-        f"{label}/{name}": _distributions(recipe, name, chats, models, within=label)
-        for label, chats in answers.items()
-        for name in ("pivot", chats.name)
-    }
-    fused = _fused(recipe, distributions, models)
-    fused_answers = _fused_answers(recipe, answers | rescored, models)
-    rounds = _rounds(recipe, fused, fused_answers, distributions["pivot"])
-    merged = _merged(recipe, rounds[-1])
-    first = [corpus, *distributions.values(), *answers.values(), *rescored.values()]
-    fusing = [*fused.values(), *(artifact for those in fused_answers.values() for artifact in those.values())]
-    made = [*first, *fusing, *_in_order(rounds), merged]
-    report = _report(recipe, {str(artifact): artifact for artifact in made}, models, need_inputs)
-    return [*made, report]
-
-
-def _corpus(recipe: Recipe, need_inputs: bool) -> Artifact:
-    try:
-        contents = {_file_label(recipe, uri): _content_hash(uri) for uri in chat_files(recipe.corpus.path)}
-    except RecipeError as error:
-        if need_inputs:
-            raise
-        contents = {"missing": str(error)}
-    settings = _section(recipe.corpus) | {"seed": recipe.seed}
-    settings.pop("path")  # Its content counts, not where it lies.
-    return _artifact(recipe, "corpus", "", settings, {}, {}, contents)
-
-
-def _distributions(
-    recipe: Recipe, name: str, corpus: Artifact, models: dict[str, ModelFiles], within: str = ""
-) -> Artifact:
-    model = recipe.models()[name]
-    settings = _section(recipe.distributions)
-    settings["engine"] = _section(model.engine or recipe.distributions.engine)
-    settings["template"] = model.template or settings["template"]
-    needed = {"model": models[name]}
-    if settings["template"] == "pivot":
-        needed["pivot"] = models["pivot"]
-    return _artifact(recipe, "distributions", f"{within}/{name}".lstrip("/"), settings, {"corpus": corpus}, needed)
-
-
-def _groups(recipe: Recipe) -> dict[str, list[str]]:
-    """The fused sets by name, and the sources of each."""
-    names = [source.name for source in recipe.sources]
-    return {"multi": names} if recipe.fused.mode == "multi" else {name: [name] for name in names}
-
-
-def _answers(recipe: Recipe, distributions: dict[str, Artifact]) -> dict[str, Artifact]:
-    """What each source answers anew; which chats it knows best is judged among the models of its fused set."""
-    assert recipe.answers is not None
-    found = {}
-    for members in _groups(recipe).values():
-        inputs = {name: distributions[name] for name in ["pivot", *members]}
-        inputs["corpus"] = distributions["pivot"].inputs["corpus"]
-        for name in members:
-            scored = distributions[name]
-            settings = _section(recipe.answers) | {"seed": recipe.seed}
-            settings |= {key: scored.settings[key] for key in ("engine", "template", "max_length")}
-            found[f"answers/{name}"] = _artifact(recipe, "answers", name, settings, inputs, scored.models)
-    return found
-
-
-def _fused(recipe: Recipe, distributions: dict[str, Artifact], models: dict[str, ModelFiles]) -> dict[str, Artifact]:
-    fused = {}
-    for label, members in _groups(recipe).items():
-        inputs = {name: distributions[name] for name in ["pivot", *members]}
-        inputs["corpus"] = distributions["pivot"].inputs["corpus"]
-        used = {name: models[name] for name in ["pivot", *members]}
-        fused[label] = _artifact(recipe, "fused", label, _section(recipe.fused), inputs, used)
-    return fused
-
-
-def _fused_answers(
-    recipe: Recipe, answers: dict[str, Artifact], models: dict[str, ModelFiles]
-) -> dict[str, dict[str, Artifact]]:
-    """By fused set, what its sources answered. Its models number the choices as those of the set do."""
-    return {
-        group: {
-            place: _artifact(
-                recipe,
-                "fused",
-                place,
-                _section(recipe.fused),
-                {"corpus": answers[place]} | {by: answers[f"{place}/{by}"] for by in ("pivot", name)},
-                {model: models[model] for model in ["pivot", *members]},
-            )
-            for place, name in ((f"answers/{name}", name) for name in members)
-            if place in answers
-        }
-        for group, members in _groups(recipe).items()
-    }
+    artifacts = _Graph(recipe, need_inputs).artifacts()
+    folders = [artifact.folder for artifact in artifacts]
+    assert len(set(folders)) == len(folders), "two artifacts share a folder"
+    return artifacts
 
 
 class _Round(NamedTuple):
-    """Targets that train side by side, and what they start from.
+    """Targets that train side by side, what they start from and what they become.
 
     Attributes:
-        targets: Those that a fused set teaches, by its name.
-        controls: The control arms that train beside them; all are in the first round.
-        base: What the targets' deltas are taken from where it is not the pivot; None without the SFT control.
-        held: What `base` says of the training chats, where the targets start from it.
+        start: The trained model that they start from; None where that is the pivot.
+        anchor: What it says of the training chats.
+        targets: One for each fused set.
+        merged: What they are merged into.
     """
 
-    targets: dict[str, Artifact]
-    controls: dict[str, Artifact]
-    base: Artifact | None
-    held: Artifact | None
+    start: Artifact | None
+    anchor: Artifact | None
+    targets: list[Artifact]
+    merged: Artifact
 
 
-def _rounds(
-    recipe: Recipe, fused: dict[str, Artifact], answers: dict[str, dict[str, Artifact]], scored: Artifact
-) -> list[_Round]:
-    """The targets of every round; the SFT control is among the controls of the first, though it may come before it."""
-    # Where a target starts shows in its inputs, and its round where there are several.
-    settings = {key: value for key, value in _section(recipe.targets).items() if key not in ("start", "rounds")}
-    settings, count = settings | {"seed": recipe.seed}, recipe.targets.rounds
-    untaught = {key: value for key, value in settings.items() if key not in _OF_TEACHING}
-    models = {"pivot": scored.models["model"]}
-    control = {"fused": next(iter(fused.values())), "pivot": scored}
-    sft = _artifact(recipe, "targets", "sft", untaught, control, models)
-    base = sft if "sft" in recipe.targets.controls else None
-    start = _start(recipe, scored, base)
-    arms = {name: untaught if name == "longer" else settings for name in recipe.targets.controls if name != "sft"}
-    controls = {"sft": sft} if base else {}
-    controls |= {name: _artifact(recipe, "targets", name, how, control | start, models) for name, how in arms.items()}
-    found: list[_Round] = []
-    for number in range(1, count + 1):
-        own = settings | ({"round": number, "rounds": count} if count > 1 else {})
-        place = "" if number == count else f"round-{number}/"
-        needs = {name: {"fused": made} | answers[name] | start for name, made in fused.items()}
-        targets = {name: _artifact(recipe, "targets", place + name, own, needs[name], models) for name in fused}
-        found.append(_Round(targets, {} if found else controls, base, start.get("held")))
-        if number < count:
-            base = _merged(recipe, found[-1], f"round-{number}")
-            start = _start(recipe, scored, base)
-    return found
+class _Graph:
+    """Makes the artifacts of one recipe."""
 
+    def __init__(self, recipe: Recipe, need_inputs: bool) -> None:
+        find = find_model if need_inputs else _find_or_miss
+        self.recipe, self.need_inputs = recipe.resolved, need_inputs
+        self.run = absolute(recipe.folder)  # Ray Train's workers run in folders of their own.
+        self.models = {name: find(model.model) for name, model in recipe.models().items()}
+        names = [source.name for source in recipe.sources]
+        # The fused sets by name, and the sources of each.
+        self.groups = {"multi": names} if recipe.fused.mode == "multi" else {name: [name] for name in names}
 
-def _start(recipe: Recipe, scored: Artifact, base: Artifact | None) -> dict[str, Artifact]:
-    """What targets start from where it is not the pivot, and what it says of the chats, which it reads as the pivot."""
-    if base is None or recipe.targets.start == "pivot":
-        return {}
-    models = {**scored.models, "model": trained_model(str(base), base.folder)}
-    inputs = {"corpus": scored.inputs["corpus"], "start": base}
-    return {"start": base, "held": _artifact(recipe, "distributions", base.name, scored.settings, inputs, models)}
+    def artifacts(self) -> list[Artifact]:
+        """All of them, in the order in which they are made."""
+        corpus = self.corpus()
+        scores = {name: self.distributions(corpus, name) for name in self.models}
+        answers = self.answers(scores) if self.recipe.answers else {}
+        rescored = {name: self.rescored(chats) for name, chats in answers.items()}
+        fused = [self.fused(scores, group) for group in self.groups]
+        fused_answers = {name: self.fused_answers(answers[name], rescored[name]) for name in answers}
+        sft = self.control("sft", scores["pivot"], fused[0])
+        rounds = list(self.rounds(fused, fused_answers, scores["pivot"], sft))
+        made = [corpus, *scores.values(), *answers.values()]
+        made += [again for both in rescored.values() for again in both]
+        made += [*fused, *fused_answers.values(), *self.trained(rounds, scores["pivot"], fused[0], sft)]
+        return [*made, rounds[-1].merged, self.report([*made, rounds[-1].merged])]
 
+    def _artifact(self, stage: str, **fields: Any) -> Artifact:
+        return Artifact(run=self.run, stage=stage, **fields)
 
-def _merged(recipe: Recipe, merging: _Round, name: str = "") -> Artifact:
-    settings = _section(recipe.merged) | {"seed": recipe.seed}
-    base = {"sft": merging.base} if recipe.merged.base == "sft" and merging.base is not None else {}
-    models = {"pivot": next(iter(merging.targets.values())).models["pivot"]}
-    if not name:
-        return _artifact(recipe, "merged", "", settings, merging.targets | base, models)
-    # Between rounds; it is no result, so it lies with the targets, in float32 whatever is asked of the merged model.
-    made = _artifact(recipe, "merged", name, settings | {"dtype": "float32"}, merging.targets | base, models)
-    beside = next(iter(merging.targets.values())).folder
-    return replace(made, folder=join(beside.rpartition("/")[0], "merged"))
+    # --- the chats, and what models say of them ----------------------------------------------------------------
 
+    def corpus(self) -> Artifact:
+        """The chats that people bring."""
+        corpus = self.recipe.corpus
+        try:
+            uris = chat_files(corpus.path)
+            contents = {uri.removeprefix(corpus.path).lstrip("/") or "chats": _content_hash(uri) for uri in uris}
+        except RecipeError as error:
+            if self.need_inputs:
+                raise
+            contents = {"missing": str(error)}
+        return self._artifact("corpus", settings=corpus.deciding() | {"seed": self.recipe.seed}, contents=contents)
 
-def _in_order(rounds: list[_Round]) -> list[Artifact]:
-    """Everything that is trained, with what must be scored or merged between; what can run side by side together."""
-    found: list[Artifact] = []
-    for number, each in enumerate(rounds):
-        together = [*each.targets.values(), *each.controls.values()]
-        if number and each.base is not None:
-            found.append(each.base)
-        if each.held is not None:
-            found += [made for made in together if made is each.base]
-            found.append(each.held)
-        found += [made for made in together if each.held is None or made is not each.base]
-    return found
+    def distributions(self, chats: Artifact, name: str, **fields: Any) -> Artifact:
+        """What one model says of some chats."""
+        model, section = self.recipe.models()[name], self.recipe.distributions
+        template = model.template or section.template
+        settings = section.deciding() | {"template": template}
+        settings["engine"] = (model.engine or section.engine).deciding()
+        files = {"model": self.models[name]} | ({"pivot": self.models["pivot"]} if template == "pivot" else {})
+        return self._artifact(
+            "distributions", model=name, settings=settings, inputs=(chats,), models=files, **fields
+        )  # fmt: skip
 
+    def answers(self, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """By source, what it answers anew; which chats it knows best is judged among the models of its fused set."""
+        assert self.recipe.answers is not None
+        found = {}
+        for members in self.groups.values():
+            inputs = self._scored_chats(scores, members)
+            for name in members:
+                own = scores[name].settings
+                settings = self.recipe.answers.deciding() | {"seed": self.recipe.seed}
+                settings |= {key: own[key] for key in ("engine", "template", "max_length")}
+                files = scores[name].models
+                found[name] = self._artifact("answers", source=name, settings=settings, inputs=inputs, models=files)
+        return found
 
-def _report(recipe: Recipe, inputs: dict[str, Artifact], models: dict[str, ModelFiles], need_inputs: bool) -> Artifact:
-    settings, files = _section(recipe.report), {}
-    if recipe.judge is not None:
-        hidden = {"base_url", "api_key_variable", "questions"}  # Where the judge is, not what it is.
-        settings["judge"] = {key: value for key, value in _section(recipe.judge).items() if key not in hidden}
-        files["judge.questions"] = recipe.judge.questions
-    if recipe.evaluate is not None:
-        settings["evaluate"] = _section(recipe.evaluate)
-        files |= _task_files(recipe.evaluate)
-    missing = [f"{label}: no file {uri}. Check the path." for label, uri in files.items() if not exists(uri)]
-    if missing and need_inputs:
-        raise RecipeError(missing[0])
-    contents = {"missing": missing[0]} if missing else {label: _content_hash(uri) for label, uri in files.items()}
-    return _artifact(recipe, "report", "", settings, inputs, models, contents)
+    def rescored(self, answers: Artifact) -> list[Artifact]:
+        """What the pivot and their author say of the answers."""
+        author = answers.source
+        return [self.distributions(answers, name, role="answers", source=author) for name in ("pivot", author)]
+
+    def _scored_chats(self, scores: Mapping[str, Artifact], members: list[str]) -> tuple[Artifact, ...]:
+        return (scores["pivot"].chats, *(scores[name] for name in ["pivot", *members]))
+
+    # --- who teaches what --------------------------------------------------------------------------------------
+
+    def fused(self, scores: Mapping[str, Artifact], group: str) -> Artifact:
+        """A fused set of the corpus."""
+        members = self.groups[group]
+        return self._fused(self._scored_chats(scores, members), members, source=group)
+
+    def fused_answers(self, answers: Artifact, rescored: list[Artifact]) -> Artifact:
+        """A fused set of what a source answered. Its models number the choices as those of its group's set do."""
+        members = next(members for members in self.groups.values() if answers.source in members)
+        return self._fused((answers, *rescored), members, source=answers.source, role="answers")
+
+    def _fused(self, inputs: tuple[Artifact, ...], members: list[str], **fields: Any) -> Artifact:
+        files = {name: self.models[name] for name in ["pivot", *members]}
+        return self._artifact("fused", settings=self.recipe.fused.deciding(), inputs=inputs, models=files, **fields)
+
+    # --- what is trained and merged ----------------------------------------------------------------------------
+
+    def rounds(
+        self, fused: list[Artifact], answers: Mapping[str, Artifact], pivot: Artifact, sft: Artifact
+    ) -> Iterator[_Round]:
+        """The rounds of training one after the other; each starts from what the one before was merged into."""
+        count = self.recipe.targets.rounds
+        has_sft = "sft" in self.recipe.targets.controls
+        start = sft if self.recipe.targets.start == "sft" and has_sft else None
+        base = sft if self.recipe.merged.base == "sft" and has_sft else None
+        for number in range(1, count + 1):
+            between = number if number < count else 0
+            anchor = None if start is None else self.anchor(start, pivot)
+            part = {"round": number, "rounds": count} if count > 1 else {}
+            begins = [made for made in (start, anchor) if made is not None]
+            targets = [
+                self._trained(
+                    made.source,
+                    (made, *(answers[name] for name in self.groups[made.source] if name in answers), *begins),
+                    settings=self._training() | part,
+                    round=between,
+                )
+                for made in fused
+            ]
+            merged = self.merged(targets, base, between)
+            yield _Round(start, anchor, targets, merged)
+            start = base = merged
+
+    def control(
+        self, arm: str, pivot: Artifact, fused: Artifact, start: Artifact | None = None, anchor: Artifact | None = None
+    ) -> Artifact:
+        """A control arm; it learns from the rows of the first fused set, and starts as the targets do."""
+        begins = [made for made in (start, anchor) if made is not None]
+        settings = self._training(taught=arm not in ("sft", "longer"))
+        return self._trained(arm, (fused, pivot, *begins), settings=settings, role="control")
+
+    def _trained(self, model: str, inputs: tuple[Artifact, ...], **fields: Any) -> Artifact:
+        return self._artifact("targets", model=model, inputs=inputs, models={"pivot": self.models["pivot"]}, **fields)
+
+    def _training(self, *, taught: bool = True) -> dict[str, Any]:
+        """The settings of a training. Where it starts shows in its inputs, and its round where there are several."""
+        settings = self.recipe.targets.deciding(without=None if taught else TEACHING)
+        return {key: value for key, value in settings.items() if key not in ("start", "rounds")} | {
+            "seed": self.recipe.seed
+        }
+
+    def anchor(self, start: Artifact, pivot: Artifact) -> Artifact:
+        """What a trained model says of the training chats; it reads them as the pivot does."""
+        model = start.model or "merged"
+        files = {**pivot.models, "model": trained_model(str(start), start.folder)}
+        return self._artifact(
+            "distributions", role="anchor", model=model, round=start.round, settings=pivot.settings,
+            inputs=(pivot.chats, start), models=files,
+        )  # fmt: skip
+
+    def merged(self, targets: list[Artifact], base: Artifact | None, between: int) -> Artifact:
+        """What targets are merged into; between rounds in float32, whatever is asked of the merged model."""
+        settings = self.recipe.merged.deciding() | {"seed": self.recipe.seed}
+        settings |= {"dtype": "float32"} if between else {}
+        inputs = (*targets, *([base] if base is not None else []))
+        files = {"pivot": self.models["pivot"]}
+        return self._artifact("merged", round=between, settings=settings, inputs=inputs, models=files)
+
+    def trained(self, rounds: list[_Round], pivot: Artifact, fused: Artifact, sft: Artifact) -> Iterator[Artifact]:
+        """All that is trained, and what must be merged or scored between, so that what can train together stands
+        together: where targets start from the SFT control, it comes before them, else beside them.
+        """
+        first, *later = rounds
+        arms = [arm for arm in self.recipe.targets.controls if arm != "sft"]
+        controls = [sft] if "sft" in self.recipe.targets.controls else []
+        controls += [self.control(arm, pivot, fused, first.start, first.anchor) for arm in arms]
+        if first.anchor is not None:
+            yield sft
+            yield first.anchor
+        yield from first.targets
+        yield from (made for made in controls if made is not first.start)
+        for each in later:
+            assert each.start is not None and each.anchor is not None
+            yield each.start
+            yield each.anchor
+            yield from each.targets
+
+    # --- the report --------------------------------------------------------------------------------------------
+
+    def report(self, made: list[Artifact]) -> Artifact:
+        """The report over everything that was made."""
+        recipe, files = self.recipe, {}
+        settings = recipe.report.deciding()
+        if recipe.judge is not None:
+            settings["judge"] = recipe.judge.deciding()
+            files["judge.questions"] = recipe.judge.questions
+        if recipe.evaluate is not None:
+            settings["evaluate"] = recipe.evaluate.deciding()
+            files |= _task_files(recipe.evaluate)
+        missing = [f"{label}: no file {uri}. Check the path." for label, uri in files.items() if not exists(uri)]
+        if missing and self.need_inputs:
+            raise RecipeError(missing[0])
+        hashes = {label: _content_hash(uri) for label, uri in files.items()} if not missing else {"missing": missing[0]}
+        return self._artifact("report", settings=settings, inputs=tuple(made), models=self.models, contents=hashes)
 
 
 def _task_files(evaluate: Evaluate) -> dict[str, str]:
@@ -255,34 +271,11 @@ def _task_files(evaluate: Evaluate) -> dict[str, str]:
     return files
 
 
-def _artifact(
-    recipe: Recipe,
-    stage: str,
-    name: str,
-    settings: Mapping[str, Any],
-    inputs: dict[str, Artifact],
-    models: Mapping[str, ModelFiles],
-    contents: dict[str, str] | None = None,
-) -> Artifact:
-    # Absolute, for Ray Train's workers run in folders of their own.
-    folder = join(absolute(recipe.folder), f"{_NUMBERS[stage]}_{stage}", *([name] if name else []))
-    return Artifact(stage, name, folder, settings, inputs, models, contents or {})
-
-
-def _section(section: Section) -> dict[str, Any]:
-    """A recipe section as plain data without the settings that cannot change results."""
-    return {key: value for key, value in section.model_dump(mode="json").items() if key not in _PLACEMENT}
-
-
 def _find_or_miss(reference: str) -> ModelFiles:
     try:
         return find_model(reference)
     except RecipeError as error:
         return ModelFiles(reference, "", "", {"missing": str(error)})
-
-
-def _file_label(recipe: Recipe, uri: str) -> str:
-    return uri.removeprefix(recipe.corpus.path).lstrip("/") or "chats"
 
 
 def _content_hash(uri: str) -> str:

@@ -6,12 +6,13 @@ from itertools import groupby
 from typing import cast
 
 from fusion_ray.errors import ArtifactError, RecipeError
-from fusion_ray.pipeline.graph import NO_HELDOUT, STAGES, build_graph
+from fusion_ray.pipeline.graph import NO_HELDOUT, build_graph
 from fusion_ray.pipeline.status import Status, find_status
 from fusion_ray.progress import Progress, Tell, silent
 from fusion_ray.recipe import Recipe
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import join, write_bytes
+from fusion_ray.storage.run_folder import STAGES
 
 _Build = Callable[[Recipe, list[Artifact], Tell], None]
 
@@ -36,7 +37,7 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
     if until == "report" and not recipe.corpus.heldout:
         raise RecipeError(NO_HELDOUT)
     before = [find_status(artifact) for artifact in build_graph(recipe)]
-    write_bytes(join(recipe.folder, "recipe.json"), recipe.model_dump_json(indent=1).encode())
+    write_bytes(join(recipe.folder, "recipe.json"), recipe.resolved.model_dump_json(indent=1).encode())
     wanted = STAGES[: STAGES.index(until) + 1]
     for (phase, stage), group in groupby(before, key=lambda status: (_phase(status.artifact), status.artifact.stage)):
         if phase not in wanted:
@@ -55,8 +56,8 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
 
 def _phase(artifact: Artifact) -> str:
     """The stage that a run has come to with it: what targets start from belongs to the targets."""
-    of_round = artifact.stage == "merged" and artifact.name
-    return "targets" if of_round or "start" in artifact.inputs else artifact.stage
+    of_round = artifact.stage == "merged" and artifact.round
+    return "targets" if of_round or artifact.role == "anchor" else artifact.stage
 
 
 def _builder(stage: str) -> _Build:

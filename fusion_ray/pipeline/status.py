@@ -7,6 +7,7 @@ from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.recipe import Recipe
 from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.filesystem import exists, join
+from fusion_ray.storage.run_folder import MANIFEST
 
 State = Literal["done", "stale", "to do", "blocked"]
 
@@ -30,7 +31,7 @@ def find_status(artifact: Artifact) -> Status:
     missing += [text for label, text in artifact.contents.items() if label == "missing"]
     if missing:
         return Status(artifact, "blocked", missing[0])
-    if not exists(join(artifact.folder, "MANIFEST.json")):
+    if not exists(join(artifact.folder, MANIFEST)):
         return Status(artifact, "to do", "")
     try:
         changes = artifact.why_stale(read_manifest(artifact.folder))

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fusion_ray.errors import FusionRayError
-from fusion_ray.pipeline.graph import STAGES
 from fusion_ray.pipeline.status import Status
 from fusion_ray.planning.sizes import ANSWER_SHARE, Cluster, CorpusSize, ModelSize
 from fusion_ray.recipe import PlainStore, Recipe, SampledStore, VllmEngine
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest
+from fusion_ray.storage.run_folder import STAGES
 
 # --- stated rates ------------------------------------------------------------------------------------------------
 SCORING_SHARE_OF_PEAK = 0.25  # Of a GPU's peak: prefill with the log-probabilities of every position.
@@ -41,6 +41,7 @@ class Cost:
         wall_s: With the whole cluster at its disposal.
         gpus: GPUs it holds meanwhile.
         rate: Where the time comes from: `measured`, `stated`, or why there is none.
+        model: The recipe's model that works, where one scores or answers.
         wave: How many artifacts of its stage must be made before it, one after the other.
     """
 
@@ -52,6 +53,7 @@ class Cost:
     wall_s: float | None
     gpus: float
     rate: str
+    model: str = ""
     wave: int = 0
 
     @property
@@ -74,11 +76,6 @@ def bytes_per_answer_token(recipe: Recipe) -> float:
     store = recipe.distributions.store
     k = store.draws if isinstance(store, SampledStore) else recipe.distributions.top_k
     return 8.0 + 8.0 * k if isinstance(store, PlainStore) else 6.1 + 1.97 * k
-
-
-def gpus_of_actor(recipe: Recipe) -> float:
-    """GPUs that one scoring actor holds."""
-    return recipe.distributions.gpus_per_actor
 
 
 class _Costing:
@@ -118,30 +115,31 @@ class _Costing:
         if before is None or not rows or not cost.rows:
             return cost
         wall = before.seconds * cost.rows / rows
-        return Cost(cost.stage, cost.artifact, cost.rows, cost.tokens, cost.bytes_written, wall, cost.gpus, "measured")
+        return replace(cost, wall_s=wall, rate="measured")
 
     def _corpus(self, artifact: Artifact) -> Cost:
         rows = self.corpus.rows
         return Cost("corpus", str(artifact), rows, 0.0, self.corpus.tokens * 2, rows / ROWS_PER_S, 0.0, "stated")
 
     def _distributions(self, artifact: Artifact) -> Cost:
-        answers = artifact.inputs["corpus"].stage == "answers"
-        share = self.train_share * self.answers_per_chat if answers else 1.0
-        share = self.train_share if "start" in artifact.inputs else share
+        shares = {"answers": self.train_share * self.answers_per_chat, "anchor": self.train_share}
+        share, name = shares.get(artifact.role, 1.0), artifact.recipe_model
         tokens = self.corpus.tokens * share
         written = tokens * (4 + ANSWER_SHARE * bytes_per_answer_token(self.recipe))
-        wall = self._scoring_s(tokens, self.models[artifact.model], artifact.model)
+        wall = self._scoring_s(tokens, self.models[name], name)
         gpus = self._scoring_gpus()
         rate = "stated" if wall is not None else "size unknown"
-        return Cost("distributions", str(artifact), int(self.corpus.rows * share), tokens, written, wall, gpus, rate)
+        rows = int(self.corpus.rows * share)
+        return Cost("distributions", str(artifact), rows, tokens, written, wall, gpus, rate, name)
 
     def _answers(self, artifact: Artifact) -> Cost:
         share = self.train_share * self.answers_per_chat
         rows, tokens = int(self.corpus.rows * share), self.corpus.tokens * share * ANSWER_SHARE
         slower = SCORING_SHARE_OF_PEAK / WRITING_SHARE_OF_PEAK
-        wall = self._scoring_s(tokens * slower, self.models[artifact.name], artifact.name)
+        wall = self._scoring_s(tokens * slower, self.models[artifact.source], artifact.source)
         written, rate = self.corpus.tokens * share * 2, "stated" if wall is not None else "size unknown"
-        return Cost("answers", str(artifact), rows, tokens, written, wall, self._scoring_gpus(), rate)
+        gpus = self._scoring_gpus()
+        return Cost("answers", str(artifact), rows, tokens, written, wall, gpus, rate, artifact.source)
 
     def _scoring_gpus(self) -> float:
         settings = self.recipe.distributions
@@ -164,19 +162,18 @@ class _Costing:
         return START_S / 6 + work / (cores * CPU_FLOPS)
 
     def _fused(self, artifact: Artifact) -> Cost:
-        answers = artifact.inputs["corpus"].stage == "answers"
-        share = self.train_share * self.answers_per_chat if answers else self.fused_share
+        share = self.train_share * self.answers_per_chat if artifact.role == "answers" else self.fused_share
         rows = int(self.corpus.rows * share)
         positions = self.corpus.tokens * share * ANSWER_SHARE
         k = self.recipe.fused.top_k or self.recipe.distributions.top_k
         written = self.corpus.tokens * share * 4 + positions * (8 + 3.5 * k)
         cores = max(1, self.cluster.cpus // max(1, self.recipe.fused.cpus_per_task))
-        wall = positions * (len(artifact.inputs) - 2) / (POSITIONS_PER_S * cores)  # All but corpus and pivot.
+        wall = positions * (len(artifact.scores) - 1) / (POSITIONS_PER_S * cores)  # All but the pivot.
         return Cost("fused", str(artifact), rows, positions, written, wall, 0.0, "stated")
 
     def _targets(self, artifact: Artifact) -> Cost:
         settings, size = self.recipe.targets, self.models["pivot"]
-        answering = sum(made.name.startswith("answers/") for made in artifact.inputs.values())
+        answering = len(artifact.inputs_of("fused", "answers"))
         share = self.train_share * (1.0 + self.answers_per_chat * answering)
         rows = int(self.corpus.rows * share)
         tokens = self.corpus.tokens * share * settings.epochs / artifact.settings.get("rounds", 1)
@@ -203,7 +200,7 @@ class _Costing:
         return Cost("merged", str(artifact), 0, 0.0, written, wall, 0.0, "stated")
 
     def _report(self, artifact: Artifact) -> Cost:
-        trained = sum(made.stage == "targets" and "/" not in made.name for made in artifact.inputs.values()) + 1
+        trained = sum(made.stage == "targets" and not made.round for made in artifact.inputs) + 1  # And merged.
         rows = int(self.corpus.rows * self.heldout)
         tokens = self.corpus.tokens * self.heldout * trained
         one = self._scoring_s(tokens / trained, self.models["pivot"], "pivot")
@@ -266,7 +263,7 @@ def _waves(statuses: list[Status]) -> Iterator[int]:
     chains: dict[str, Counter[str]] = {}
     for artifact in (status.artifact for status in statuses):
         before: Counter[str] = Counter()
-        for made in artifact.inputs.values():
+        for made in artifact.inputs:
             before |= chains[str(made)]  # The longest of each stage.
         yield before[artifact.stage]
         chains[str(artifact)] = before + Counter([artifact.stage])

@@ -16,9 +16,7 @@ def find_problems(
 ) -> list[str]:
     """One sentence for each thing that does not fit, with what to change; empty when all does."""
     making = {cost.stage for cost in costs if cost.rate != "done"}
-    scoring = [cost.artifact for cost in costs if cost.stage == "distributions" and cost.rate != "done"]
-    # What the run has trained is of the pivot's size.
-    names = {name if (name := artifact.rpartition("/")[2]) in models else "pivot" for artifact in scoring}
+    names = {cost.model for cost in costs if cost.stage == "distributions" and cost.rate != "done"}
     problems: list[str] = []
     if "distributions" in making:
         problems += _scoring_room(recipe, cluster)

@@ -129,9 +129,9 @@ def _free_disk_gib(folder: str) -> float:
 def model_sizes(recipe: Recipe, statuses: list[Status]) -> dict[str, ModelSize | None]:
     """The size of every model of the recipe by name; None where it is neither here nor stated."""
     folders = {
-        status.artifact.name: status.artifact.models["model"].place
+        status.artifact.model: status.artifact.models["model"].place
         for status in statuses
-        if status.artifact.stage == "distributions"
+        if status.artifact.stage == "distributions" and status.artifact.role == "main"
     }
     return {name: _model_size(model, folders[name]) for name, model in recipe.models().items()}
 

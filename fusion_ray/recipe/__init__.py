@@ -17,17 +17,21 @@ from fusion_ray.recipe.merged import Merged
 from fusion_ray.recipe.models import Model, Source
 from fusion_ray.recipe.recipe import RESERVED_NAMES, Recipe
 from fusion_ray.recipe.report import Evaluate, HarnessTask, Judge, LocalTask, Report
-from fusion_ray.recipe.section import Section
-from fusion_ray.recipe.targets import Adapter, EarlyStop, Offload, Targets
+from fusion_ray.recipe.section import PLACEMENT, TEACHING, Section
+from fusion_ray.recipe.targets import CONTROL_ARMS, Adapter, ControlArm, EarlyStop, Offload, Targets
 
 __all__ = [
+    "CONTROL_ARMS",
+    "PLACEMENT",
     "RESERVED_NAMES",
+    "TEACHING",
     "Actors",
     "Adapter",
     "Answers",
     "AvgCE",
     "BytesAlign",
     "CompactStore",
+    "ControlArm",
     "Corpus",
     "Distributions",
     "DtwAlign",

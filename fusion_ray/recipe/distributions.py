@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fusion_ray.recipe.engines import Engine, TransformersEngine
-from fusion_ray.recipe.section import Label, Section, Share, choice_of
+from fusion_ray.recipe.section import PLACEMENT, Label, Section, Share, choice_of
 
 
 class Actors(Section):
@@ -52,12 +52,12 @@ class Distributions(Section):
     top_k: int = Field(10, ge=1, le=1024)
     template: str = "native"
     engine: Engine = TransformersEngine()
-    actors: Actors = Actors()
-    cpus_per_actor: float = Field(1, ge=0)
-    gpus_per_actor: float = Field(0, ge=0)
-    nodes: Label | None = None
+    actors: Annotated[Actors, PLACEMENT] = Actors()
+    cpus_per_actor: Annotated[float, PLACEMENT] = Field(1, ge=0)
+    gpus_per_actor: Annotated[float, PLACEMENT] = Field(0, ge=0)
+    nodes: Annotated[Label | None, PLACEMENT] = None
     max_length: int = Field(2048, ge=8)
     too_long: Literal["cut", "reject"] = "cut"
     store: Store = CompactStore()
-    max_rejected: Share = 0.01
-    wait_s: float = Field(600, gt=0)
+    max_rejected: Annotated[Share, PLACEMENT] = 0.01
+    wait_s: Annotated[float, PLACEMENT] = Field(600, gt=0)

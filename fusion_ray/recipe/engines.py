@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fusion_ray.recipe.section import Section, choice_of
+from fusion_ray.recipe.section import PLACEMENT, Section, choice_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -35,9 +35,9 @@ class OpenAIEngine(Section):
     kind: Literal["openai"] = "openai"
     base_url: str
     served_model: str | None = None
-    concurrency: int = Field(16, ge=1)
-    timeout_s: float = Field(120, gt=0)
-    retries: int = Field(5, ge=0)
+    concurrency: Annotated[int, PLACEMENT] = Field(16, ge=1)
+    timeout_s: Annotated[float, PLACEMENT] = Field(120, gt=0)
+    retries: Annotated[int, PLACEMENT] = Field(5, ge=0)
 
 
 Engine = Annotated[

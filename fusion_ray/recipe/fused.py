@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fusion_ray.recipe.section import Section, Share, choice_of
+from fusion_ray.recipe.section import PLACEMENT, Section, Share, choice_of
 
 
 class BytesAlign(Section):
@@ -66,5 +66,5 @@ class Fused(Section):
     choose: Choose = MinCE()
     pivot_wins: Literal["distil", "gold"] = "gold"
     top_k: int | None = Field(None, ge=1, le=1024)
-    cpus_per_task: float = Field(1, gt=0)
-    max_rejected: Share = 0.01
+    cpus_per_task: Annotated[float, PLACEMENT] = Field(1, gt=0)
+    max_rejected: Annotated[Share, PLACEMENT] = 0.01

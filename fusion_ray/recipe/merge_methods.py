@@ -58,10 +58,11 @@ class RescaledSum(MergeMethod):
     """The base plus the deltas' sum, scaled (ours): averages what targets share, adds the rest.
 
     `one`: to the length of one delta; `each`: until along each delta it goes, on average, as far as that target went.
+    Unless it is given, `each` where targets are trained in several rounds, else `one`.
     """
 
     kind: Literal["rescaled_sum"] = "rescaled_sum"
-    reach: Literal["one", "each"] = "one"
+    reach: Literal["one", "each"] | None = None
 
 
 class Linear(MergeMethod):

@@ -4,7 +4,7 @@ Every section is named after its stage; choices are unions keyed on `kind`, and 
 `{kind: that}`. Relative paths are relative to the working folder, as in any command.
 """
 
-from typing import Any
+import re
 
 from pydantic import Field, model_validator
 
@@ -12,14 +12,16 @@ from fusion_ray.recipe.answers import Answers
 from fusion_ray.recipe.corpus import Corpus
 from fusion_ray.recipe.distributions import Distributions, SampledStore
 from fusion_ray.recipe.fused import Fused
+from fusion_ray.recipe.merge_methods import RescaledSum
 from fusion_ray.recipe.merged import Merged
 from fusion_ray.recipe.models import Model, Source
 from fusion_ray.recipe.report import Evaluate, Judge, Report
 from fusion_ray.recipe.section import Name, Section
-from fusion_ray.recipe.targets import Targets
+from fusion_ray.recipe.targets import CONTROL_ARMS, Targets
 
-# What else has a name in a run: no source may have it too.
-RESERVED_NAMES = frozenset({"pivot", "merged", "multi", "sft", "longer", "self", "shuffled", "answers"})
+# What else has a name in a run's folders and tables: no source may have it too.
+RESERVED_NAMES = frozenset({"pivot", "merged", "multi", "answers", "oracle", "gold", *CONTROL_ARMS})
+_OF_A_ROUND = re.compile(r"round-\d+")
 
 
 class Recipe(Section):
@@ -40,26 +42,11 @@ class Recipe(Section):
     judge: Judge | None = None
     evaluate: Evaluate | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _reach_of_rounds(cls, data: Any) -> Any:
-        """What targets learn in one round of several is added whole unless told otherwise."""
-        if not isinstance(data, dict) or not isinstance(targets := data.get("targets"), dict):
-            return data
-        merged = data.get("merged") or {}
-        if targets.get("rounds", 1) == 1 or not isinstance(merged, dict):
-            return data
-        method = merged.get("method", {})
-        method = {"kind": method} if isinstance(method, str) else method
-        if not isinstance(method, dict) or method.get("kind") not in (None, "rescaled_sum"):
-            return data
-        return data | {"merged": merged | {"method": {"reach": "each"} | method}}
-
     @model_validator(mode="after")
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]
         for name in names:
-            if name in RESERVED_NAMES or names.count(name) > 1:
+            if name in RESERVED_NAMES or _OF_A_ROUND.fullmatch(name) or names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
         return self
 
@@ -98,12 +85,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _the_start_is_there(self) -> "Recipe":
-        start, controls = self.targets.start, self.targets.controls
+        start, controls = self.targets.resolved_start, self.targets.controls
         if start == "sft" and "sft" not in controls:
             raise ValueError("targets.start: sft needs the SFT control; add sft to targets.controls, or start: pivot")
         if start == "pivot" and "longer" in controls:
             raise ValueError("targets.controls: longer goes on from the SFT control, as targets do under start: sft")
-        if self.targets.rounds > 1 and (start == "pivot" or self.merged.base == "pivot"):
+        if self.targets.rounds > 1 and (start == "pivot" or self.merged.resolved_base == "pivot"):
             raise ValueError(
                 f"targets.rounds: {self.targets.rounds} rounds add up what each target learns beyond where the round "
                 "starts; set targets.start and merged.base to sft"
@@ -113,11 +100,11 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _the_base_is_there(self) -> "Recipe":
         method = self.merged.method
-        if self.merged.base == "sft" and "sft" not in self.targets.controls:
+        if self.merged.resolved_base == "sft" and "sft" not in self.targets.controls:
             raise ValueError(
                 "merged.base: sft needs the SFT control; add sft to targets.controls, or set merged.base: pivot"
             )
-        if self.merged.base == "sft" and not method.has_base:
+        if self.merged.resolved_base == "sft" and not method.has_base:
             raise ValueError(f"merged.base: sft changes nothing for {method.kind}, which takes no deltas; leave it out")
         return self
 
@@ -131,6 +118,16 @@ class Recipe(Section):
     def folder(self) -> str:
         """Where the run's artifacts lie."""
         return f"{self.runs.rstrip('/')}/{self.name}"
+
+    @property
+    def resolved(self) -> "Recipe":
+        """This recipe with every setting written out that follows from others where it is not given."""
+        targets, method = self.targets, self.merged.method
+        if isinstance(method, RescaledSum) and method.reach is None:
+            method = RescaledSum(reach="one" if targets.rounds == 1 else "each")
+        written = {"start": targets.resolved_start, "lambda_": targets.resolved_lambda}
+        merged = self.merged.model_copy(update={"base": self.merged.resolved_base, "method": method})
+        return self.model_copy(update={"targets": targets.model_copy(update=written), "merged": merged})
 
     def models(self) -> dict[str, Model]:
         """Every model that scores the corpus, the pivot first."""

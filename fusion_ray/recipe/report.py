@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fusion_ray.recipe.section import Name, Section
+from fusion_ray.recipe.section import PLACEMENT, Name, Section
 
 
 class Report(Section):
@@ -19,20 +19,20 @@ class Report(Section):
 class Judge(Section):
     """A model behind an OpenAI-compatible server that grades answers to MT-Bench-style questions, for the report."""
 
-    base_url: str
+    base_url: Annotated[str, PLACEMENT]
     model: str
-    questions: str
+    questions: Annotated[str, PLACEMENT]
     kinds: tuple[Literal["single", "pairwise"], ...] = Field(("single", "pairwise"), min_length=1)
     max_length: int = Field(4096, ge=8)
     answer_tokens: int = Field(1024, ge=1)
     judgment_tokens: int = Field(2048, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Annotated[str, PLACEMENT] = "OPENAI_API_KEY"
     usd_per_million_input_tokens: float | None = Field(None, ge=0)
     usd_per_million_output_tokens: float | None = Field(None, ge=0)
-    concurrency: int = Field(8, ge=1)
-    timeout_s: float = Field(300, gt=0)
-    retries: int = Field(5, ge=0)
+    concurrency: Annotated[int, PLACEMENT] = Field(8, ge=1)
+    timeout_s: Annotated[float, PLACEMENT] = Field(300, gt=0)
+    retries: Annotated[int, PLACEMENT] = Field(5, ge=0)
 
 
 class HarnessTask(Section):
@@ -66,5 +66,5 @@ class Evaluate(Section):
     few_shot: int | None = Field(None, ge=0)
     limit: int | None = Field(None, ge=1)
     chat_template: bool = False
-    batch_size: int = Field(8, ge=1)
+    batch_size: Annotated[int, PLACEMENT] = Field(8, ge=1)
     max_length: int | None = Field(None, ge=8)

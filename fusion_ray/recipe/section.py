@@ -5,12 +5,38 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # A label that the nodes of a pool carry, such as `pool=train`; see cluster/README.md.
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*=[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Mark:
+    """Says something of a setting where it is declared: `Annotated[int, PLACEMENT]`."""
+
+    def __init__(self, says: str) -> None:
+        self.says = says
+
+    def __repr__(self) -> str:
+        return self.says
+
+
+# Where and how fast, or where a file lies whose content counts: such a setting changes no result, so changing it makes
+# nothing stale. A setting that is not marked counts.
+PLACEMENT = Mark("placement")
+# What teachers say and how far they are heard: an artifact without teachers does not depend on it.
+TEACHING = Mark("teaching")
 
 
 class Section(BaseModel):
@@ -26,6 +52,30 @@ class Section(BaseModel):
     def __hash__(self) -> int:
         """By content: the options that go to another library as they are have no hash of their own."""
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+    def deciding(self, *, without: Mark | None = None) -> dict[str, Any]:
+        """The settings that decide results, as plain data: all but those that are marked as placement.
+
+        Args:
+            without: Leave these out, too.
+        """
+        marked = (PLACEMENT, without)
+        plain = self.model_dump(mode="json")
+        fields = type(self).model_fields.items()
+        kept = [name for name, field in fields if not any(item is mark for item in field.metadata for mark in marked)]
+        values = {name: getattr(self, name) for name in kept}
+        return {
+            name: value.deciding(without=without) if isinstance(value, Section) else plain[name]
+            for name, value in values.items()
+        }
+
+    @model_serializer(mode="wrap")
+    def _keep_the_kind(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """A choice without its `kind` would be read as another one, so a dump without defaults has it, too."""
+        data: dict[str, Any] = dump(self)
+        shortened = info.exclude_defaults or info.exclude_unset
+        asked_for = "kind" in (info.include or {"kind"}) and "kind" not in (info.exclude or ())
+        return {"kind": self.kind} | data if shortened and asked_for and hasattr(self, "kind") else data
 
     @model_validator(mode="before")
     @classmethod

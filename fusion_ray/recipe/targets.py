@@ -1,12 +1,12 @@
 """The recipe's section `targets`: how the pivot is fine-tuned. Imports neither torch nor ray."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fusion_ray.recipe.deepspeed import join, our_config, read_options
-from fusion_ray.recipe.section import Label, Section, Share, choice_of
+from fusion_ray.recipe.section import PLACEMENT, TEACHING, Label, Section, Share, choice_of
 
 
 class Adapter(Section):
@@ -33,6 +33,13 @@ class EarlyStop(Section):
     min_gain: float = Field(0.0, ge=0)
 
 
+ControlArm = Literal["sft", "longer", "self", "shuffled"]
+CONTROL_ARMS: tuple[ControlArm, ...] = get_args(ControlArm)
+
+# Chosen by measurement (docs/quality.md). The SFT control has learned gold before.
+_LAMBDA_FROM_PIVOT, _LAMBDA_FROM_SFT = 0.5, 0.2
+
+
 class Targets(Section):
     """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `start` and `lambda_`.
 
@@ -51,13 +58,13 @@ class Targets(Section):
         "gate": "silencing teachers that the target had overtaken gave worse targets (docs/quality.md); leave it out"
     }
 
-    start: Literal["pivot", "sft"] = "sft"
+    start: Literal["pivot", "sft"] | None = None
     rounds: int = Field(1, ge=1)
-    lambda_: float = Field(0.2, ge=0, le=1)
-    lambda_end: float | None = Field(None, ge=0, le=1)
-    divergence: Literal["ce", "kl", "rkl", "jsd"] = "ce"
-    tail: Literal["bucket", "renormalise", "sampled"] = "bucket"
-    temperature: float = Field(1.0, gt=0)
+    lambda_: Annotated[float | None, TEACHING] = Field(None, ge=0, le=1)
+    lambda_end: Annotated[float | None, TEACHING] = Field(None, ge=0, le=1)
+    divergence: Annotated[Literal["ce", "kl", "rkl", "jsd"], TEACHING] = "ce"
+    tail: Annotated[Literal["bucket", "renormalise", "sampled"], TEACHING] = "bucket"
+    temperature: Annotated[float, TEACHING] = Field(1.0, gt=0)
     epochs: float = Field(3, gt=0)
     measure_every_steps: int | None = Field(None, ge=1)
     keep: Literal["last", "best"] = "last"
@@ -79,25 +86,27 @@ class Targets(Section):
     gradient_checkpointing: bool = False
     adapter: Annotated[Adapter | None, choice_of("lora")] = None
     workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    nodes: Label | None = None
-    controls: tuple[Literal["sft", "longer", "self", "shuffled"], ...] = ("sft",)
-    side_by_side: int | None = Field(None, ge=1)
-    checkpoint_every_steps: int = Field(200, ge=1)
-    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
-    retries: int = Field(3, ge=0)
-    wait_s: float = Field(600, gt=0)
+    cpus_per_worker: Annotated[float, PLACEMENT] = Field(1, gt=0)
+    gpus_per_worker: Annotated[float, PLACEMENT] = Field(0, ge=0)
+    nodes: Annotated[Label | None, PLACEMENT] = None
+    controls: Annotated[tuple[ControlArm, ...], PLACEMENT] = ("sft",)
+    side_by_side: Annotated[int | None, PLACEMENT] = Field(None, ge=1)
+    checkpoint_every_steps: Annotated[int, PLACEMENT] = Field(200, ge=1)
+    trackers: Annotated[tuple[Literal["wandb", "mlflow"], ...], PLACEMENT] = ()
+    retries: Annotated[int, PLACEMENT] = Field(3, ge=0)
+    wait_s: Annotated[float, PLACEMENT] = Field(600, gt=0)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _start_and_its_lambda(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        controls = data.get("controls", ("sft",))
-        without_sft = isinstance(controls, list | tuple) and "sft" not in controls
-        data = {"start": "pivot" if without_sft else "sft"} | data
-        return data if data["start"] == "sft" else {"lambda_": 0.5} | data
+    @property
+    def resolved_start(self) -> Literal["pivot", "sft"]:
+        """What targets start as a copy of: as given, else the SFT control where there is one."""
+        return self.start or ("sft" if "sft" in self.controls else "pivot")
+
+    @property
+    def resolved_lambda(self) -> float:
+        """Weight of gold in a target's first update: as given, else as what it starts from wants it."""
+        if self.lambda_ is not None:
+            return self.lambda_
+        return _LAMBDA_FROM_SFT if self.resolved_start == "sft" else _LAMBDA_FROM_PIVOT
 
     @property
     def goes_by_validation(self) -> list[str]:

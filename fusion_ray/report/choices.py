@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from fusion_ray.report.heldout import domain_label
-
-GOLD = "gold only"
+from fusion_ray.storage.topk import GOLD
 
 
 def count_choices(fused: pa.Table, models: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
     """Count a fused shard's choices: by domain, then by model, rows and answer positions.
 
-    A row counts for the model that teaches most of its positions; `gold only` are positions without a teacher.
+    A row counts for the model that teaches most of its positions; `gold` are positions without a teacher.
 
     Args:
         fused: Columns `domain` and `chosen` of a fused shard.

@@ -42,7 +42,7 @@ def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact])
     entrants = []
     for label, artifact in models.items():
         if artifact.stage == "distributions":
-            model, files = recipe.models()[artifact.name], report.models[artifact.name]
+            model, files = recipe.models()[artifact.model], report.models[artifact.model]
             engine = model.engine or recipe.distributions.engine
             entrants.append(Entrant(label, model, files, files.fingerprint, engine))
         else:

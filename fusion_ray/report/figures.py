@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusion_ray.report.statistics.rates import OVERALL
+from fusion_ray.storage.topk import GOLD
 
 Figure = dict[str, Any]
 _SYMBOLS = ("circle", "square", "triangle-up", "cross", "star", "hexagon", "bowtie", "pentagon")
@@ -21,7 +22,7 @@ def colour(index: int) -> str:
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """A colour for every model: the pivot and the merged model have the same one in all plots."""
-    fixed = {"pivot": "$muted", "gold only": "$line", "merged": "$text"}
+    fixed = {"pivot": "$muted", GOLD: "$line", "merged": "$text"}
     others = [name for name in names if name not in fixed]
     return fixed | {name: colour(index) for index, name in enumerate(others)}
 

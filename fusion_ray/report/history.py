@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fusion_ray.errors import CorruptArtifactError
@@ -10,6 +10,7 @@ from fusion_ray.recipe import Model, Recipe
 from fusion_ray.storage.artifacts import Artifact, Manifest, read_manifest, versions
 from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes
 from fusion_ray.storage.model_files import ModelFiles
+from fusion_ray.storage.run_folder import METRICS
 
 _MOST_POINTS = 400
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
@@ -53,30 +54,30 @@ def describe_report(
     return describe_artifact(artifact, so_far) | {"rows": facts["documents"]}
 
 
-def describe_run(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+def describe_run(recipe: Recipe, artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """Everything about the run that needs no computing.
 
     Args:
         recipe: The run.
-        artifacts: The report's inputs by label, in the order of the pipeline.
+        artifacts: The report's inputs, in the order of the pipeline.
     """
-    manifests = {label: read_manifest(artifact.folder) for label, artifact in artifacts.items()}
+    manifests = [read_manifest(artifact.folder) for artifact in artifacts]
+    scored = {made.model: made for made in artifacts if made.stage == "distributions" and made.role == "main"}
     return {
         "name": recipe.name,
         "seed": recipe.seed,
-        "recipe": hide_credentials(recipe.model_dump(mode="json")),
+        "recipe": hide_credentials(recipe.resolved.model_dump(mode="json")),
         "models": {
-            name: _describe_model(model, artifacts[f"distributions/{name}"].models["model"])
-            for name, model in recipe.models().items()
+            name: _describe_model(model, scored[name].models["model"]) for name, model in recipe.models().items()
         },
         "remote_code": any(model.trust_remote_code for model in recipe.models().values()),
-        "stages": [describe_artifact(artifacts[label], manifests[label]) for label in artifacts],
+        "stages": [describe_artifact(*each) for each in zip(artifacts, manifests, strict=True)],
         "alignment": {
-            artifacts[label].name: dict(manifest.facts.get("alignment", {}))
-            for label, manifest in manifests.items()
-            if artifacts[label].stage == "fused"
+            artifact.name: dict(manifest.facts.get("alignment", {}))
+            for artifact, manifest in zip(artifacts, manifests, strict=True)
+            if artifact.stage == "fused"
         },
-        "training": _curves(artifact for artifact in artifacts.values() if artifact.stage == "targets"),
+        "training": _curves(artifact for artifact in artifacts if artifact.stage == "targets"),
         "versions": versions(),
     }
 
@@ -119,7 +120,7 @@ def read_curve(folder: str) -> list[dict[str, Any]]:
     Raises:
         CorruptArtifactError: A line is not a JSON object.
     """
-    uri = join(folder, "metrics.jsonl")
+    uri = join(folder, METRICS)
     if not exists(uri):
         return []
     points = []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusion_ray.errors import ArtifactError
+from fusion_ray.recipe import CONTROL_ARMS
 from fusion_ray.report.heldout import HeldOut
 from fusion_ray.report.statistics.bootstrap import Difference, Resamples, compare_models, resample_rates
 from fusion_ray.report.statistics.calibration import calibration_error
@@ -16,7 +17,6 @@ from fusion_ray.report.statistics.rates import OVERALL, Scores, measure_micro_ra
 from fusion_ray.report.statistics.verdict import judge
 
 ORACLE = "oracle"
-CONTROLS = ("sft", "longer", "self", "shuffled")
 
 
 def measure(heldout: HeldOut, draws: int, seed: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def derive_seed(seed: int, name: str) -> int:
 
 def differences_to_report(models: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs whose difference answers a question, first minus second."""
-    controls = [model for model in CONTROLS if model in models]
+    controls = [model for model in CONTROL_ARMS if model in models]
     targets = [model for model in models if model.startswith("target:")]
     pairs = [("merged", arm) for arm in [*controls, "pivot"]]
     pairs += [(arm, "pivot") for arm in controls]

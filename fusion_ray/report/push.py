@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusion_ray.errors import FusionRayError, MissingArtifactError, RecipeError
+from fusion_ray.storage.run_folder import MANIFEST, find_merged
 
 TOKEN_VARIABLE = "HF_TOKEN"
-_NOT_SENT = ("MANIFEST.json",)
+_NOT_SENT = (MANIFEST,)
 _CARDS = ("README.md", "merge_config.yaml")
 _LOCAL_PATH = re.compile(r"(?<![\w/.:])(?:\.{0,2}|~)/[\w.~-]+(?:/[\w.-]+)*")
 
@@ -39,9 +40,8 @@ def pack(run: str) -> Parcel:
     Raises:
         MissingArtifactError: There is no finished merged model.
     """
-    merged = Path(run) / "5_merged"
-    folder = merged if merged.is_dir() else Path(run)
-    whole = (folder / "config.json").is_file() and (folder != merged or (folder / "MANIFEST.json").is_file())
+    folder = Path(find_merged(run))
+    whole = (folder / "config.json").is_file() and (folder == Path(run) or (folder / MANIFEST).is_file())
     if not whole or not any(folder.glob("*.safetensors")):
         raise MissingArtifactError(
             f"{run}: no finished merged model there. Expected a run's folder such as runs/demo, or a model folder."

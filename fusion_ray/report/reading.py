@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
 from fusion_ray.report.statistics.rates import Scores
 from fusion_ray.storage.filesystem import exists, join, read_bytes
+from fusion_ray.storage.run_folder import DOCUMENTS, MANIFEST, REPORT, stage_folder
 
 
 def read_report(run_folder: str) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def read_report(run_folder: str) -> dict[str, Any]:
         MissingArtifactError: The run has no finished report.
         CorruptArtifactError: report.json is not a report.
     """
-    uri = join(_report_folder(run_folder), "report.json")
+    uri = join(_report_folder(run_folder), REPORT)
     try:
         report = json.loads(read_bytes(uri))
         if "bits_per_byte" not in report or "verdict" not in report:
@@ -33,8 +34,8 @@ def read_report(run_folder: str) -> dict[str, Any]:
 
 
 def _report_folder(run_folder: str) -> str:
-    for folder in (join(run_folder, "6_report"), run_folder):
-        if exists(join(folder, "report.json")) and exists(join(folder, "MANIFEST.json")):
+    for folder in (stage_folder(run_folder, "report"), run_folder):
+        if exists(join(folder, REPORT)) and exists(join(folder, MANIFEST)):
             return folder
     raise MissingArtifactError(
         f"{run_folder}: no finished report there. Expected a run's folder such as runs/demo; `fusion-ray run` makes it."
@@ -43,10 +44,7 @@ def _report_folder(run_folder: str) -> str:
 
 def same_documents(runs: tuple[str, ...]) -> Scores | None:
     """Both merged models' scores of the held-out documents, or None where the runs hold out others."""
-    tables = [
-        pq.read_table(io.BytesIO(read_bytes(join(_report_folder(run), "documents.parquet")))).sort_by("id")
-        for run in runs
-    ]
+    tables = [pq.read_table(io.BytesIO(read_bytes(join(_report_folder(run), DOCUMENTS)))).sort_by("id") for run in runs]
     if any(not tables[0][column].equals(tables[1][column]) for column in ("id", "domain", "n_bytes")):
         return None
     nll = np.array([table["merged"].to_numpy() for table in tables])

@@ -31,7 +31,7 @@ from fusion_ray.report.heldout import HeldOut, compare_shard, documents_table, j
 from fusion_ray.report.history import describe_report, describe_run
 from fusion_ray.report.judge import judge_models
 from fusion_ray.report.model_card import add_scores
-from fusion_ray.report.numbers import CONTROLS, measure
+from fusion_ray.report.numbers import measure
 from fusion_ray.report.page import render_page
 from fusion_ray.report.run_benchmarks import run_benchmarks
 from fusion_ray.report.weights import weights_by_part
@@ -39,6 +39,7 @@ from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest, 
 from fusion_ray.storage.filesystem import exists, join, read_bytes, sha256_of_file, write_bytes
 from fusion_ray.storage.model_files import trained_model
 from fusion_ray.storage.peak import take_peaks
+from fusion_ray.storage.run_folder import DOCUMENTS, PAGE, REPORT, WEIGHTS
 from fusion_ray.storage.shards import ShardRecord, find_shard, read_shard, write_shard
 
 SPLIT = "heldout"
@@ -70,7 +71,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     (artifact,) = artifacts
     started = time.monotonic()
     retract_manifest(artifact.folder)
-    corpus = artifact.inputs["corpus"]
+    corpus = artifact.input_of("corpus")
     shards = read_manifest(corpus.folder).shards_of(SPLIT)
     models = [*_scored_before(artifact), *_score_trained(recipe, artifact, corpus, shards, tell)]
     heldout = _compare(corpus, shards, models)
@@ -78,9 +79,9 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report["bootstrap"] = recipe.report.bootstrap
     report["scored_with"] = trained_engine(recipe).model_dump(mode="json")
     chosen = _count_chosen(artifact)
-    report["chosen"] = {made.name: chosen[made.name] for made in _fused_sets(artifact) if not made.of_answers}
+    report["chosen"] = {made.name: chosen[made.name] for made in artifact.inputs_of("fused")}
     report["answers"] = _count_answers(artifact, chosen)
-    report["merge_weights"] = _merge_weights(artifact.inputs["merged"])
+    report["merge_weights"] = _merge_weights(_merged(artifact))
     report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
     entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
     report["judge"] = judge_models(recipe, artifact.folder, entrants, tell)
@@ -89,7 +90,7 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
     report["stages"].append(describe_report(artifact, time.monotonic() - started, peaks, facts))
     files = _write_files(artifact, report, heldout)
-    _add_scores_to_card(artifact.inputs["merged"], report)
+    _add_scores_to_card(_merged(artifact), report)
     write_manifest(artifact, seconds=time.monotonic() - started, files=files, facts=facts, peak_bytes=peaks)
     tell(Progress("report", 1, 1))
 
@@ -100,24 +101,27 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
 def _scored_before(artifact: Artifact) -> list[ScoredModel]:
     """The pivot and the sources: stage distributions has scored them."""
     found = []
-    for label, scored in artifact.inputs.items():
-        if label.startswith("distributions/") and scored.name in artifact.models:
-            records = tuple(read_manifest(scored.folder).shards_of(SPLIT))
-            name = "pivot" if scored.name == "pivot" else f"source:{scored.name}"
-            found.append(ScoredModel(name, scored, scored.folder, records))
+    for scored in artifact.inputs_of("distributions"):
+        records = tuple(read_manifest(scored.folder).shards_of(SPLIT))
+        label = "pivot" if scored.model == "pivot" else f"source:{scored.model}"
+        found.append(ScoredModel(label, scored, scored.folder, records))
     return found
+
+
+def _merged(artifact: Artifact) -> Artifact:
+    """The merged model of the last round."""
+    (merged,) = (made for made in artifact.inputs_of("merged") if not made.round)
+    return merged
 
 
 def trained_models(artifact: Artifact) -> list[ScoredModel]:
     """Control arms, targets and the merged model, in this order."""
-    # Those of the last round alone; none but theirs lie in the folder of a round.
-    targets = [made for made in artifact.inputs.values() if made.stage == "targets" and "/" not in made.name]
-    controls = [target for target in targets if target.name in CONTROLS]
-    taught = [target for target in targets if target.name not in CONTROLS]
-    labels = [t.name for t in controls] + [f"target:{t.name}" for t in taught] + ["merged"]
+    models = {arm.model: arm for arm in artifact.inputs_of("targets", "control")}
+    models |= {f"target:{made.model}": made for made in artifact.inputs_of("targets") if not made.round}
+    models["merged"] = _merged(artifact)
     return [
         ScoredModel(label, model, join(artifact.folder, "scores", label.replace(":", "/")))
-        for label, model in zip(labels, [*controls, *taught, artifact.inputs["merged"]], strict=True)
+        for label, model in models.items()
     ]
 
 
@@ -201,7 +205,7 @@ def _compare(corpus: Artifact, shards: list[ShardRecord], models: list[ScoredMod
 
 
 def _fused_sets(artifact: Artifact) -> list[Artifact]:
-    return [made for made in artifact.inputs.values() if made.stage == "fused"]
+    return [*artifact.inputs_of("fused"), *artifact.inputs_of("fused", "answers")]
 
 
 def _count_chosen(artifact: Artifact) -> dict[str, Any]:
@@ -220,16 +224,16 @@ def _count_chosen(artifact: Artifact) -> dict[str, Any]:
 
 def _count_answers(artifact: Artifact, chosen: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """By source, the answers that it was asked for anew, what became of them, and how many teach."""
-    answers = {made.name: made for made in artifact.inputs.values() if made.stage == "answers"}
+    taught = {made.source: chosen[made.name] for made in artifact.inputs_of("fused", "answers")}
     return {
-        name: {**read_manifest(made.folder).facts["answers"]}
-        | {"taught": sum(counts["rows"].get(name, 0) for counts in chosen[f"answers/{name}"].values())}
-        for name, made in answers.items()
+        made.source: {**read_manifest(made.folder).facts["answers"]}
+        | {"taught": sum(counts["rows"].get(made.source, 0) for counts in taught[made.source].values())}
+        for made in artifact.inputs_of("answers")
     }
 
 
 def _merge_weights(merged: Artifact) -> dict[str, Any] | None:
-    uri = join(merged.folder, "weights.json")
+    uri = join(merged.folder, WEIGHTS)
     return weights_by_part(json.loads(read_bytes(uri))) if exists(uri) else None
 
 
@@ -270,9 +274,9 @@ def _write_files(artifact: Artifact, report: Mapping[str, Any], heldout: HeldOut
     buffer = io.BytesIO()
     pq.write_table(documents_table(heldout), buffer, compression="zstd")
     contents = {
-        "report.json": (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        "report.html": render_page(report).encode(),
-        "documents.parquet": buffer.getvalue(),
+        REPORT: (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        PAGE: render_page(report).encode(),
+        DOCUMENTS: buffer.getvalue(),
     }
     for name, content in contents.items():
         write_bytes(join(artifact.folder, name), content)

@@ -10,16 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from fusion_ray._version import __version__
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 from fusion_ray.storage.model_files import ModelFiles
 from fusion_ray.storage.peak import take_peaks
+from fusion_ray.storage.run_folder import MANIFEST, STAGES, stage_folder
 from fusion_ray.storage.shards import ShardRecord
 
-MANIFEST = "MANIFEST.json"
+# Raised when a stage's results change, so that what an older version made of the same inputs is made anew.
+CODE_VERSIONS = dict.fromkeys(STAGES, 1)
 _REPORTED_PACKAGES = (
     "ray",
     "torch",
@@ -33,39 +35,88 @@ _REPORTED_PACKAGES = (
     "lm_eval",
 )
 
+Role = Literal["main", "answers", "anchor", "control"]
 
-@dataclass(frozen=True, eq=False, repr=False)
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Artifact:
     """One folder that one stage makes.
 
     Attributes:
+        run: URI of the run's folder.
         stage: One of the stage words.
-        name: The model, source or target it is for; empty where the stage makes one artifact.
-        folder: URI of the folder.
+        role: `main` is what the stage is for; `answers` the same of what a source has answered anew; `anchor` what the
+            model that targets start from says of the training chats; `control` a control arm.
+        model: The model that scores (distributions), or that is trained (targets): `pivot`, a source's name, `multi`,
+            a control arm's name; an anchor's is the control, or `merged` after a round.
+        source: Who answers (answers), or teaches (fused): a source's name, or `multi` for all of them.
+        round: After or in which of several rounds of training it is made; 0 for all but what lies between rounds.
         settings: The part of the recipe that decides its content, as plain data.
-        inputs: Artifacts it is made from, by a label of its stage's choosing.
+        inputs: Artifacts it is made from.
         models: Models it is made with, by label.
         contents: Hashes of other files it is made from (the raw corpus), by label.
     """
 
+    run: str
     stage: str
-    name: str
-    folder: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, "Artifact"] = field(default_factory=dict)
+    role: Role = "main"
+    model: str = ""
+    source: str = ""
+    round: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple["Artifact", ...] = ()
     models: Mapping[str, ModelFiles] = field(default_factory=dict)
     contents: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def model(self) -> str:
-        """The model of the recipe it is for: the last part of its name; where a trained model scores, the pivot."""
-        trained = self.stage == "distributions" and "start" in self.inputs
-        return "pivot" if trained else self.name.rpartition("/")[2]
+    def name(self) -> str:
+        """What tells it from the others of its stage, for people; empty where the stage makes one artifact."""
+        return "/".join(self._parts)
 
     @property
-    def of_answers(self) -> bool:
-        """Whether it is made from what a source has answered anew, and not from the corpus."""
-        return self.name.startswith("answers/")
+    def folder(self) -> str:
+        """URI of its folder. What is merged between rounds is no result, so it lies with the targets."""
+        if self.stage == "merged" and self.round:
+            return stage_folder(self.run, "targets", *self._parts, "merged")
+        return stage_folder(self.run, self.stage, *self._parts)
+
+    @property
+    def _parts(self) -> list[str]:
+        of_round = [f"round-{self.round}"] if self.round else []
+        if self.role == "anchor":
+            return of_round or [self.model]
+        whose = [name for name in (self.source, self.model) if name]
+        return ["answers", *whose] if self.role == "answers" else [*of_round, *whose]
+
+    @property
+    def recipe_model(self) -> str:
+        """The model of the recipe that it is made with: a model that the run has trained is of the pivot's kind."""
+        return "pivot" if self.role == "anchor" else self.model or self.source
+
+    def inputs_of(self, stage: str, role: Role = "main") -> list["Artifact"]:
+        """The inputs of a stage and role, in order."""
+        return [made for made in self.inputs if made.stage == stage and made.role == role]
+
+    def input_of(self, stage: str, role: Role = "main") -> "Artifact":
+        """The only input of a stage and role."""
+        (made,) = self.inputs_of(stage, role)
+        return made
+
+    @property
+    def chats(self) -> "Artifact":
+        """The input whose chats its rows are: the corpus, or what a source has answered anew."""
+        (made,) = (made for made in self.inputs if made.stage in ("corpus", "answers"))
+        return made
+
+    @property
+    def scores(self) -> dict[str, "Artifact"]:
+        """By model, the inputs that are what models say of its chats, the pivot's first."""
+        return {made.model: made for made in self.inputs if made.stage == "distributions" and made.role != "anchor"}
+
+    @property
+    def start(self) -> "Artifact | None":
+        """The trained model among its inputs that it starts from, or takes deltas from; None where it is the pivot."""
+        return next((made for made in self.inputs if made.role == "control" or made.stage == "merged"), None)
 
     def __str__(self) -> str:
         return f"{self.stage}/{self.name}" if self.name else self.stage
@@ -78,9 +129,10 @@ class Artifact:
     def parts(self) -> dict[str, Any]:
         """Everything the fingerprint covers, by name, so that two fingerprints can be told apart in words."""
         return (
-            {"code": __version__}
+            {"code": CODE_VERSIONS[self.stage]}
+            | ({"arm": self.model} if self.role == "control" else {})
             | {f"setting {key}": value for key, value in _flatten(self.settings).items()}
-            | {f"input {label}": artifact.fingerprint for label, artifact in self.inputs.items()}
+            | {f"input {made}": made.fingerprint for made in self.inputs}
             | {f"model {label}": model.fingerprint for label, model in self.models.items()}
             | {f"content {label}": digest for label, digest in self.contents.items()}
         )

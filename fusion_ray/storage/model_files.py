@@ -12,6 +12,7 @@ from pathlib import Path
 from fusion_ray.errors import RecipeError
 from fusion_ray.storage.filesystem import absolute, join, list_files, sha256_of_file, stamp
 from fusion_ray.storage.node_cache import fetch_folder
+from fusion_ray.storage.run_folder import MANIFEST
 
 _NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -81,7 +82,7 @@ def find_model(reference: str) -> ModelFiles:
         path = _find_on_hub(reference)
         revision = path.name
     folder = path.absolute()
-    files = sorted(file for pattern in _NEEDED for file in folder.glob(pattern) if file.name != "MANIFEST.json")
+    files = sorted(file for pattern in _NEEDED for file in folder.glob(pattern) if file.name != MANIFEST)
     _check_files({file.name for file in folder.iterdir()}, str(folder), reference)
     return ModelFiles(reference, str(folder), revision, {file.name: file_hash(file) for file in files})
 
@@ -93,7 +94,7 @@ def _find_in_store(uri: str) -> ModelFiles:
     if not names:
         raise RecipeError(f"model '{uri}': nothing there. Expected a folder with config.json, tokenizer and weights.")
     _check_files(set(names), folder, uri)
-    needed = [name for name in names if any(fnmatch(name, pattern) for pattern in _NEEDED) and name != "MANIFEST.json"]
+    needed = [name for name in names if any(fnmatch(name, pattern) for pattern in _NEEDED) and name != MANIFEST]
     hashes = {
         name: stamp(join(folder, name)) if name.endswith(".safetensors") else sha256_of_file(join(folder, name))
         for name in needed

@@ -6,6 +6,11 @@ import numpy as np
 
 from fusion_ray.errors import NonFiniteError
 
+# Who teaches a position, as the column `chosen` of a fused set says it: 0 is the pivot, 1 and on are the sources, and
+NO_TEACHER = -1  # only the token that really came, gold, counts there;
+ANCHORED = -2  # the model that training starts from does, so that the target stays what it was there.
+GOLD = "gold"  # How counts of `chosen` name NO_TEACHER.
+
 
 @dataclass(frozen=True, eq=False)
 class TopK:

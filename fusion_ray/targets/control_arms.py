@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fusion_ray.errors import CorruptArtifactError
-from fusion_ray.targets.soft_target import GOLD_ONLY, HELD
+from fusion_ray.storage.topk import ANCHORED, NO_TEACHER
 
 
 def as_sft(fused: pa.Table) -> pa.Table:
     """No position has a teacher."""
-    return _replace(fused, "chosen", _same_lists(fused["chosen"], GOLD_ONLY))
+    return _replace(fused, "chosen", _same_lists(fused["chosen"], NO_TEACHER))
 
 
 def as_self(fused: pa.Table, pivot: pa.Table) -> pa.Table:
@@ -48,7 +48,7 @@ def as_shuffled(fused: pa.Table, seed: int, shard: str) -> pa.Table:
     return _replace(table, "topk_logprobs", pa.array(taken_logprobs, type=fused["topk_logprobs"].type))
 
 
-def as_held(fused: pa.Table, start: pa.Table) -> pa.Table:
+def as_anchored(fused: pa.Table, start: pa.Table) -> pa.Table:
     """Where nobody teaches stands the distribution of the model that training starts from, and nothing else counts.
 
     A row whose two kinds of positions keep different numbers of entries is filled up with unused ones.
@@ -61,17 +61,17 @@ def as_held(fused: pa.Table, start: pa.Table) -> pa.Table:
     rows = zip(
         *(_rows_of(fused[name]) for name in columns), *(_rows_of(start[name]) for name in columns[:2]), strict=True
     )
-    held = [_hold(*row) if row[2] is not None and (row[2] == GOLD_ONLY).any() else row[:3] for row in rows]
+    held = [_anchor(*row) if row[2] is not None and (row[2] == NO_TEACHER).any() else row[:3] for row in rows]
     for place, name in enumerate(columns):
         fused = _replace(fused, name, pa.array([row[place] for row in held], type=fused[name].type))
     return fused
 
 
-def _hold(
+def _anchor(
     ids: np.ndarray, logprobs: np.ndarray, chosen_T: np.ndarray, start_ids: np.ndarray, start_logprobs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One row; distributions come and go as flat lists, T times K."""
-    untaught_T1 = (chosen_T == GOLD_ONLY)[:, None]
+    untaught_T1 = (chosen_T == NO_TEACHER)[:, None]
     found = []
     for taught, of_start, unused in ((ids, start_ids, -1), (logprobs, start_logprobs, -np.inf)):
         both = [values.reshape(len(chosen_T), -1) for values in (taught, of_start)]
@@ -80,7 +80,7 @@ def _hold(
             np.pad(values_TK, ((0, 0), (0, k - values_TK.shape[1])), constant_values=unused) for values_TK in both
         )
         found.append(np.where(untaught_T1, start_TK, taught_TK).ravel())
-    return found[0], found[1], np.where(chosen_T == GOLD_ONLY, HELD, chosen_T).astype(chosen_T.dtype)
+    return found[0], found[1], np.where(chosen_T == NO_TEACHER, ANCHORED, chosen_T).astype(chosen_T.dtype)
 
 
 def _rows_of(column: pa.ChunkedArray) -> list[np.ndarray | None]:

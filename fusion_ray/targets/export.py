@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from fusion_ray.storage.run_folder import MANIFEST
 from fusion_ray.targets.deepspeed import Engine
 
 # Everything that belongs to a model besides its weights.
 _BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
-_OF_WEIGHTS = ("config.json", "MANIFEST.json", "model.safetensors.index.json")
+_OF_WEIGHTS = ("config.json", MANIFEST, "model.safetensors.index.json")
 
 
 def export_model(engine: Engine, pivot_folder: str, folder: Path, *, dtype: str, shard_gib: float = 5.0) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from fusion_ray.errors import CorruptArtifactError, RecipeError
 from fusion_ray.recipe import Targets
+from fusion_ray.storage.topk import ANCHORED, NO_TEACHER
 from fusion_ray.targets.packing import Batch, lay_out
-from fusion_ray.targets.soft_target import GOLD_ONLY, HELD, SoftTarget, gold_target, soft_target
+from fusion_ray.targets.soft_target import SoftTarget, gold_target, soft_target
 
 COLUMNS = ["id", "input_ids", "turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs", "reason"]
 
@@ -68,7 +69,7 @@ class TrainingRows:
         answers_N: Answer tokens of each row after cutting.
         n_cut: Rows that were longer than `max_length`.
         n_unusable: Rows without an answer token, or rejected by an earlier stage.
-        n_held: Answer tokens that are only held to what the start of training says.
+        n_anchored: Answer tokens that are only held to what the start of training says.
     """
 
     def __init__(self, tables: Iterable[pa.Table], *, max_length: int) -> None:
@@ -81,9 +82,9 @@ class TrainingRows:
         self.lengths_N = np.where(usable_N, np.minimum(whole_N, max_length), 0)
         self.n_cut = int((whole_N[usable_N] > max_length).sum())
         self.n_unusable = int((~usable_N).sum())
-        some_held = any((shard.lists["chosen"].values == HELD).any() for shard in self._shards)
-        usable = np.flatnonzero(usable_N) if some_held else ()
-        self.n_held = sum(int((self[number].chosen_T == HELD).sum()) for number in usable)
+        some_anchored = any((shard.lists["chosen"].values == ANCHORED).any() for shard in self._shards)
+        usable = np.flatnonzero(usable_N) if some_anchored else ()
+        self.n_anchored = sum(int((self[number].chosen_T == ANCHORED).sum()) for number in usable)
 
     def __len__(self) -> int:
         return len(self._where)
@@ -159,7 +160,7 @@ def empty_batch(pad_id: int) -> TrainingBatch:
 def _make_target(rows: list[TrainingRow], settings: Targets, lambda_: float) -> SoftTarget:
     gold_N = torch.from_numpy(np.concatenate([row.input_ids[row.answer_T] for row in rows])).long()
     chosen_N = np.concatenate([row.chosen_T for row in rows])
-    if (chosen_N == GOLD_ONLY).all() or (lambda_ == 1.0 and not (chosen_N == HELD).any()):
+    if (chosen_N == NO_TEACHER).all() or (lambda_ == 1.0 and not (chosen_N == ANCHORED).any()):
         return gold_target(gold_N)
     return soft_target(
         gold_N,

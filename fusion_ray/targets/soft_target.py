@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch
 
+from fusion_ray.storage.topk import ANCHORED, NO_TEACHER
+
 Tail = Literal["bucket", "renormalise", "sampled"]
 # What stands in place of a model's number where none was chosen: gold alone, or alone what the start of training says.
-GOLD_ONLY = -1
-HELD = -2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def soft_target(
         temperature: Above 1 flattens P; must be 1 under `sampled`, whose entries would else be biased.
     """
     logprobs_NK = logprobs_NK.float().masked_fill(ids_NK < 0, -torch.inf)
-    taught_N = (chosen_N != GOLD_ONLY) & (ids_NK >= 0).any(dim=1)
+    taught_N = (chosen_N != NO_TEACHER) & (ids_NK >= 0).any(dim=1)
     outcomes_NK = logprobs_NK
     if tail == "bucket":
         outside_N = (1.0 - logprobs_NK.double().exp().sum(dim=1)).clamp(min=0.0)
@@ -103,6 +103,6 @@ def soft_target(
         ids_NK=ids_NK.long(),
         probs_NK=probs_NK[:, :k].contiguous(),
         tail_N=probs_NK[:, k].contiguous() if tail == "bucket" else torch.zeros_like(logprobs_NK[:, 0]),
-        lambda_N=torch.where(taught_N, torch.where(chosen_N == HELD, 0.0, lambda_), 1.0).float(),
+        lambda_N=torch.where(taught_N, torch.where(chosen_N == ANCHORED, 0.0, lambda_), 1.0).float(),
         tail=tail,
     )

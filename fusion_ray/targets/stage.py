@@ -23,9 +23,10 @@ from fusion_ray.on_ray import cluster
 from fusion_ray.on_ray.board import open_board, read_board
 from fusion_ray.progress import Tell
 from fusion_ray.recipe import Recipe, Targets
-from fusion_ray.storage.artifacts import MANIFEST, Artifact, retract_manifest, write_manifest
+from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, read_bytes, sha256_of_file
 from fusion_ray.storage.peak import note_worker
+from fusion_ray.storage.run_folder import MANIFEST
 from fusion_ray.targets.preemption import NoticingTorch
 from fusion_ray.targets.worker import TargetTask, train_worker
 
@@ -78,7 +79,7 @@ def _side_by_side(settings: Targets, wanted: int) -> int:
 
 
 def _check_pivot(artifact: Artifact) -> None:
-    fused_for = artifact.inputs["fused"].models["pivot"].fingerprint
+    fused_for = artifact.input_of("fused").models["pivot"].fingerprint
     if fused_for != artifact.models["pivot"].fingerprint:
         raise StaleArtifactError(
             f"{artifact}: its fused set was made for another pivot ({fused_for}, expected "

@@ -194,7 +194,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, number, self.rank]).generate_state(1)[0]))
         answers = int(rows.answers_N[step.rows].sum())
         share = learning_rate_share(number, total, kind=self.settings.schedule, warmup=self.settings.warmup)
-        if rows.n_held == rows.answers_N.sum():
+        if rows.n_anchored == rows.answers_N.sum():
             share = 0.0  # Nothing is to be learnt; Adam would make steps of what rounding leaves of the gradient.
         tally = _Tally(self.engine.device)
         # DeepSpeed averages gradients over the workers; the loss is a mean over the answers of all of them.
@@ -238,7 +238,7 @@ class Trainer:
 
     def _lambda(self, number: int, total: int) -> float:
         """The weight of gold in update `number`: constant, or on a straight line to `lambda_end`."""
-        start, end = self.settings.lambda_, self.settings.lambda_end
+        start, end = self.settings.resolved_lambda, self.settings.lambda_end
         return start if end is None else start + (end - start) * number / max(1, total - 1)
 
     def _lay_out(self, rows: TrainingRows, batch: Batch | None, lambda_: float) -> TrainingBatch:

@@ -21,16 +21,15 @@ from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.model_files import trained_model
 from fusion_ray.storage.peak import read_peak
+from fusion_ray.storage.run_folder import METRICS
 from fusion_ray.storage.shards import ShardRecord, read_shard
-from fusion_ray.targets.control_arms import as_held, as_self, as_sft, as_shuffled
+from fusion_ray.targets.control_arms import as_anchored, as_self, as_sft, as_shuffled
 from fusion_ray.targets.export import export_model
 from fusion_ray.targets.preemption import Notices, end_if_terminated
 from fusion_ray.targets.rows import COLUMNS, TrainingRows
 from fusion_ray.targets.trackers import TrackedRun
 from fusion_ray.targets.trainer import Trainer, read_history
 from fusion_ray.targets.training_reports import Followed, following
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ def _train(task: TargetTask) -> dict[str, Any]:
         "kept_step": trainer.kept_step,
         "tokens": sum(line.tokens for line in history),
         "answer_tokens": int(train.answers_N.sum()),
-        "held_tokens": train.n_held,
+        "anchored_tokens": train.n_anchored,
         "rows": int((train.answers_N > 0).sum()),
         "rows_cut": train.n_cut,
         "first_loss": history[0].loss,
@@ -104,7 +103,7 @@ def _train(task: TargetTask) -> dict[str, Any]:
 
 def _start(artifact: Artifact) -> str:
     """The folder of the model that the target starts as a copy of."""
-    start = artifact.inputs.get("start")
+    start = artifact.start
     return trained_model(str(start), model_folder(start)).folder if start else artifact.models["pivot"].folder
 
 
@@ -122,10 +121,12 @@ def read_rows(task: TargetTask, split: str) -> TrainingRows:
 
 
 def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
-    inputs, arm = task.artifact.inputs, task.artifact.name
-    fused = inputs["fused"]
-    pivot = _Scored(fused.inputs["pivot"])
-    held = _Scored(inputs["held"]) if "held" in inputs and split == "train" and arm != "longer" else None
+    artifact = task.artifact
+    arm = artifact.model if artifact.role == "control" else ""
+    fused = artifact.input_of("fused")
+    pivot = _Scored(fused.scores["pivot"])
+    anchors = artifact.inputs_of("distributions", "anchor")
+    anchor = _Scored(anchors[0]) if anchors and split == "train" and arm != "longer" else None
     for record in read_manifest(fused.folder).shards_of(split):
         table = read_shard(fused.folder, record, COLUMNS)
         if arm in ("sft", "longer"):
@@ -134,15 +135,14 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
             table = as_self(table, pivot.rows_of(record))
         elif arm == "shuffled":
             table = as_shuffled(table, task.seed, record.path)
-        if held:
-            table = as_held(table, held.rows_of(record))
+        if anchor:
+            table = as_anchored(table, anchor.rows_of(record))
         if split == "validation":  # Bits per byte need the bytes, which only the distributions know.
             table = table.append_column("n_bytes", pivot.rows_of(record, ["n_bytes"])["n_bytes"])
         yield table
-    for answered in inputs.values():
-        if answered.of_answers and split == "train":
-            shards = read_manifest(answered.folder).shards
-            yield from (read_shard(answered.folder, record, COLUMNS) for record in shards)
+    for answers in artifact.inputs_of("fused", "answers") if split == "train" else ():
+        shards = read_manifest(answers.folder).shards
+        yield from (read_shard(answers.folder, record, COLUMNS) for record in shards)
 
 
 class _Scored:

@@ -30,7 +30,7 @@ def score_first_shard(folder: Path, runs: str, death) -> None:
     """What the actor does with its first shard."""
     recipe = dying_recipe(folder, runs, (PLANTED_AT,), rows=10)
     artifact = dying_artifact(recipe)
-    todo = list(read_manifest(artifact.inputs["corpus"].folder).shards)
+    todo = list(read_manifest(artifact.chats.folder).shards)
     render = _Render(recipe, artifact, todo)
     actor = _Score(render, opens(death) if death else open_scorer)
     (answer,) = actor(pa.table({"id": [0]}))["answer"].to_pylist()
@@ -58,7 +58,7 @@ def test_a_process_started_anew_ends_with_the_row_that_kills_it_rejected(tmp_pat
     while codes[-1] and len(codes) < 6:
         codes.append(start_actor(tmp_path, "toy", death.__name__))
     assert codes == [code, code, code, 0]  # twice over the whole shard, once over the row
-    (shard,) = read_manifest(artifact.inputs["corpus"].folder).shards
+    (shard,) = read_manifest(artifact.chats.folder).shards
     record = find_shard(artifact.folder, shard.path, artifact.fingerprint)
     assert record is not None and list(record.facts["rejected"]) == [f"row-{PLANTED_AT}"]
     assert why in record.facts["rejected"][f"row-{PLANTED_AT}"]

@@ -11,11 +11,12 @@ from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 from fusion_ray.corpus.row_formats import CORPUS_SCHEMA
 from fusion_ray.distributions.score import count_cut, open_reader, read_scored, read_topk, render_rows, score_rows
 from fusion_ray.errors import StaleArtifactError
-from fusion_ray.fused.fuse import GOLD, Fuser, Statistics
+from fusion_ray.fused.fuse import Fuser, Statistics
 from fusion_ray.models.scorer import Sampling
 from fusion_ray.models.transformers import TransformersScorer
 from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
 from fusion_ray.report.alignment_view import view_alignment
+from fusion_ray.storage.topk import NO_TEACHER
 from fusion_ray.storage.topk_codec import compact_topk, expand_topk
 
 TEXTS = [
@@ -107,7 +108,7 @@ def test_a_tie_goes_to_the_pivot_and_gold_leaves_it_out(shard: dict[str, Any]) -
     rows, _ = fuse(shard, ["twin"])
     assert {model for row in rows[:4] for model in row["chosen"]} == {0}
     rows, facts = fuse(shard, ["twin"], pivot_wins="gold")
-    assert {model for row in rows[:4] for model in row["chosen"]} == {GOLD}
+    assert {model for row in rows[:4] for model in row["chosen"]} == {NO_TEACHER}
     assert set(facts["chosen"]["a"]) == {"gold"}
 
 

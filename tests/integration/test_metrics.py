@@ -17,16 +17,18 @@ from fusion_ray.pipeline.run import run
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import Recipe
 from fusion_ray.storage.artifacts import Artifact
+from fusion_ray.storage.shards import ShardRecord
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def test_the_line_counts_rows_tokens_and_actors_and_says_how_long_is_left() -> None:
     told: list[Progress] = []
-    artifact = Artifact("distributions", "math", "/nowhere", {})
-    meter = Meter("toy", artifact, told.append, rows_done=100, rows_total=1000, actors=2)
+    artifact = Artifact(run="/nowhere", stage="distributions", model="math")
+    finished = ShardRecord("train/0.parquet", 100, 10, "", {"answer_tokens": 5000, "rejected": {"a": "why"}})
+    meter = Meter("toy", artifact, told.append, found=[finished], rows=1000, actors=2)
     for shard in range(9):
-        meter.add(f"actor-{shard % 2}", rows=100, tokens=5000, rejected=1)
+        meter.add(finished, f"actor-{shard % 2}")
     assert [progress.done for progress in told] == list(range(100, 1001, 100))
     assert {(progress.what, progress.total) for progress in told} == {("distributions/math", 1000)}
     assert told[1].detail.startswith("200 of 1,000 rows, ") and told[1].detail.endswith(" tokens/s, 1 actor")
@@ -34,7 +36,7 @@ def test_the_line_counts_rows_tokens_and_actors_and_says_how_long_is_left() -> N
     rate = float(re.search(r"([\d,]+) tokens/s", told[5].detail)[1].replace(",", ""))
     assert told[5].left_s == pytest.approx(400 * 50 / rate, rel=1e-3)
     assert told[-1].left_s == 0
-    assert (meter.rows_rejected, meter.tokens_done) == (9, 45_000)
+    assert (meter.rows_rejected, meter.tokens_done) == (10, 45_000)
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(root: str) 
     record = write_shard(f"{root}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": {}})
     assert find_shard(f"{root}/1_corpus", "train/00000.parquet", "abc") == record
     assert find_shard(f"{root}/1_corpus", "train/00000.parquet", "other") is None
-    artifact = Artifact("corpus", "", f"{root}/1_corpus", {})
+    artifact = Artifact(run=root, stage="corpus")
     write_manifest(artifact, seconds=1.0, shards=[record])
     assert read_shard(artifact.folder, read_manifest(artifact.folder).shards[0]).equals(table)
     data = bytearray(read_bytes(join(artifact.folder, record.path)))

@@ -105,7 +105,7 @@ def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_tea
     assert losses("longer")[0] < losses("sft")[0], "it goes on where the control has ended"
     assert losses("longer")[0] == pytest.approx(losses("code")[0], rel=1e-5), "as the target does"
     facts = read_manifest(artifacts["targets/code"].folder).facts
-    assert 0 < facts["held_tokens"] < facts["answer_tokens"]
+    assert 0 < facts["anchored_tokens"] < facts["answer_tokens"]
     report = json.loads(Path(recipe.folder, "6_report", "report.json").read_text())
     assert {"sft", "longer", "target:code", "merged"} <= set(report["bits_per_byte"])
     assert "source:sft" not in report["bits_per_byte"]
@@ -150,10 +150,10 @@ def test_a_model_of_a_late_round_is_scored_as_any_other(toys: Toys, tmp_path: Pa
     run(recipe, until="corpus")
     artifact = much_behind(next(made for made in build_graph(recipe) if str(made) == "distributions/pivot"))
     build_distributions(recipe, [artifact], silent)
-    assert read_manifest(artifact.folder).rows == read_manifest(artifact.inputs["corpus"].folder).rows
+    assert read_manifest(artifact.folder).rows == read_manifest(artifact.chats.folder).rows
 
 
-def test_the_report_scores_every_model_on_held_out_chats(finished: Recipe) -> None:
+def test_the_report_scores_every_model_on_anchored_out_chats(finished: Recipe) -> None:
     report = json.loads(Path(finished.folder, "6_report", "report.json").read_text())
     scores = report["bits_per_byte"]
     models = {"pivot", "sft", "merged"} | {

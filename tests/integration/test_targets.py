@@ -113,6 +113,6 @@ def test_a_fused_set_of_another_pivot_is_refused(tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path)
     (artifact,) = toy_artifacts(recipe, ("math",))
     other = ModelFiles("other", "", "", {"model.safetensors": "0"})
-    stranger = replace(artifact, inputs={"fused": replace(artifact.inputs["fused"], models={"pivot": other})})
+    stranger = replace(artifact, inputs=(replace(artifact.input_of("fused"), models={"pivot": other}),))
     with pytest.raises(StaleArtifactError, match="made for another pivot"):
         build_targets(recipe, [stranger], lambda _: None)

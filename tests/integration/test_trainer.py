@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.models.folders import load_tokenizer
-from fusion_ray.targets.control_arms import as_held
+from fusion_ray.targets.control_arms import as_anchored
 from fusion_ray.targets.export import export_model
 from fusion_ray.targets.packing import Batch
 from fusion_ray.targets.rows import TrainingRows, make_batch
@@ -92,14 +92,14 @@ def held(chosen: int | None = None) -> TrainingRows:
     if chosen is not None:
         made = [row and [chosen] * len(row) for row in table["chosen"].to_pylist()]
         table = table.set_column(table.column_names.index("chosen"), "chosen", pa.array(made, table["chosen"].type))
-    return TrainingRows([as_held(table, toy_fused(24))], max_length=64)
+    return TrainingRows([as_anchored(table, toy_fused(24))], max_length=64)
 
 
 def test_a_target_that_nobody_teaches_stays_what_it_starts_as_to_the_bit(pivot: str) -> None:
     trainer = Trainer(pivot, settings(epochs=1), seed=0)
     before = weights(trainer)
     nothing = held(chosen=-1)
-    assert nothing.n_held == nothing.answers_N.sum() > 0
+    assert nothing.n_anchored == nothing.answers_N.sum() > 0
     history = trainer.fit(nothing)
     assert same(before, weights(trainer))
     assert history[0].soft > 0 and history[0].loss == pytest.approx(history[0].soft)
@@ -107,7 +107,7 @@ def test_a_target_that_nobody_teaches_stays_what_it_starts_as_to_the_bit(pivot: 
 
 def test_gold_has_no_part_in_what_is_held_whatever_lambda() -> None:
     some = held()
-    assert 0 < some.n_held < some.answers_N.sum()
+    assert 0 < some.n_anchored < some.answers_N.sum()
     batch = Batch(64, ((0,),))
     for lambda_ in (0.0, 0.3, 1.0):
         target = make_batch(some, batch, settings(), lambda_=lambda_, pad_id=0).target

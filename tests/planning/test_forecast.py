@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toys.models import byte_level_tokenizer, save_toy
 
-from fusion_ray.pipeline.graph import STAGES, build_graph
+from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.planning.costs import (
     SCORING_SHARE_OF_PEAK,
@@ -23,6 +23,7 @@ from fusion_ray.planning.forecast import Forecast, forecast
 from fusion_ray.planning.sizes import GPUS, Cluster, cluster_size
 from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
 from fusion_ray.storage.artifacts import write_manifest
+from fusion_ray.storage.run_folder import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))

@@ -8,7 +8,7 @@ import yaml
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.pipeline.run import run
-from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
+from fusion_ray.recipe import TEACHING, Recipe, load_recipe, parse_recipe
 
 SMALL = {
     "name": "small",
@@ -24,9 +24,9 @@ def with_overrides(*overrides: str) -> Recipe:
 
 def test_a_short_recipe_gets_the_defaults() -> None:
     recipe = parse_recipe(SMALL)
-    assert (recipe.targets.start, recipe.targets.lambda_) == ("sft", 0.2)
+    assert (recipe.targets.resolved_start, recipe.targets.resolved_lambda) == ("sft", 0.2)
     assert (recipe.targets.learning_rate, recipe.targets.epochs) == (5e-6, 3)
-    assert (recipe.merged.method.kind, recipe.merged.base) == ("rescaled_sum", "sft")
+    assert (recipe.merged.method.kind, recipe.merged.resolved_base) == ("rescaled_sum", "sft")
     assert list(recipe.models()) == ["pivot", "math", "code"]
     assert recipe.folder == "runs/small"
 
@@ -58,11 +58,11 @@ def test_a_wrong_setting_names_itself_and_the_right_ones(override: str, expected
 
 
 def test_deltas_are_taken_from_the_control_by_the_method_that_adds_them() -> None:
-    assert with_overrides("merged.method=varm").merged.base == "pivot"
-    assert with_overrides("merged.method=rescaled_sum").merged.base == "sft"
-    assert with_overrides("merged={method: {kind: rescaled_sum}, base: pivot}").merged.base == "pivot"
-    assert with_overrides("merged={method: varm, base: sft}").merged.base == "sft"
-    assert with_overrides("merged.dtype=float32").merged.base == "sft"
+    assert with_overrides("merged.method=varm").merged.resolved_base == "pivot"
+    assert with_overrides("merged.method=rescaled_sum").merged.resolved_base == "sft"
+    assert with_overrides("merged={method: {kind: rescaled_sum}, base: pivot}").merged.resolved_base == "pivot"
+    assert with_overrides("merged={method: varm, base: sft}").merged.resolved_base == "sft"
+    assert with_overrides("merged.dtype=float32").merged.resolved_base == "sft"
 
 
 def test_deltas_from_the_control_need_the_control() -> None:
@@ -72,7 +72,7 @@ def test_deltas_from_the_control_need_the_control() -> None:
 
 def test_what_a_round_of_several_teaches_is_added_whole_unless_told_otherwise() -> None:
     def method(*overrides: str) -> object:
-        return with_overrides("targets={start: sft, rounds: 2}", *overrides).merged.method.model_dump()
+        return with_overrides("targets={start: sft, rounds: 2}", *overrides).resolved.merged.method.model_dump()
 
     whole = {"kind": "rescaled_sum", "reach": "each"}
     assert method() == method("merged.method=rescaled_sum") == method("merged.dtype=float32") == whole
@@ -87,7 +87,7 @@ def test_what_a_round_of_several_teaches_is_added_whole_unless_told_otherwise() 
 def test_targets_start_from_the_control_where_there_is_one() -> None:
     def start(*overrides: str) -> tuple[str, float]:
         targets = with_overrides(*overrides, "merged.method=varm").targets
-        return targets.start, targets.lambda_
+        return targets.resolved_start, targets.resolved_lambda
 
     assert start() == start("targets.controls=[shuffled, sft]") == ("sft", 0.2)
     assert start("targets.controls=[]") == start("targets.controls=[self]") == ("pivot", 0.5)
@@ -95,9 +95,9 @@ def test_targets_start_from_the_control_where_there_is_one() -> None:
 
 
 def test_what_starts_from_the_control_has_learned_gold_before() -> None:
-    assert with_overrides("targets.start=sft").targets.lambda_ == 0.2
-    assert with_overrides("targets.start=sft", "targets.lambda_=0.5").targets.lambda_ == 0.5
-    assert with_overrides("targets.start=pivot").targets.lambda_ == 0.5
+    assert with_overrides("targets.start=sft").targets.resolved_lambda == 0.2
+    assert with_overrides("targets.start=sft", "targets.lambda_=0.5").targets.resolved_lambda == 0.5
+    assert with_overrides("targets.start=pivot").targets.resolved_lambda == 0.5
 
 
 def test_what_starts_from_the_control_needs_the_control() -> None:
@@ -176,6 +176,8 @@ def test_a_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(recipe.model_dump_json())
     assert load_recipe(path) == recipe
+    path.write_text(recipe.resolved.model_dump_json())
+    assert load_recipe(path) == recipe.resolved == recipe.resolved.resolved
     path.write_text(yaml.safe_dump(SMALL))
     assert load_recipe(path) == parse_recipe(SMALL)
 
@@ -187,3 +189,13 @@ def test_every_section_has_a_hash_options_for_other_libraries_too() -> None:
     )
     assert one == other and hash(one) == hash(other)
     assert hash(one.distributions.engine) != hash(parse_recipe(SMALL).distributions.engine)
+
+
+def test_an_artifact_depends_on_every_setting_but_those_of_placement() -> None:
+    section = parse_recipe(SMALL).distributions
+    assert section.deciding().keys() == section.model_dump().keys() - {
+        "actors", "cpus_per_actor", "gpus_per_actor", "nodes", "wait_s", "max_rejected"
+    }  # fmt: skip
+    assert "batch_size" not in section.deciding()["engine"], "marks count in sections within sections"
+    taught, untaught = (parse_recipe(SMALL).targets.deciding(without=mark) for mark in (None, TEACHING))
+    assert taught.keys() - untaught.keys() == {"lambda_", "lambda_end", "divergence", "tail", "temperature"}

@@ -86,9 +86,9 @@ def test_choices_are_counted_by_row_and_by_position() -> None:
     chosen = pa.array([[0, 0, 1], [1, 1], None, [-1]], pa.list_(pa.int8()))
     table = pa.table({"domain": ["a", "a", "a", None], "chosen": chosen})
     counts = sum_choices([count_choices(table, ["pivot", "math"])] * 2)
-    assert counts["a"]["rows"] == {"gold only": 0, "pivot": 2, "math": 2}
-    assert counts["a"]["positions"] == {"gold only": 0, "pivot": 4, "math": 6}
-    assert counts["(no domain)"]["rows"]["gold only"] == 2
+    assert counts["a"]["rows"] == {"gold": 0, "pivot": 2, "math": 2}
+    assert counts["a"]["positions"] == {"gold": 0, "pivot": 4, "math": 6}
+    assert counts["(no domain)"]["rows"]["gold"] == 2
 
 
 def test_weights_are_means_over_the_tensors_of_a_part() -> None:

@@ -13,6 +13,7 @@ from fusion_ray.storage.filesystem import delete, exists, join, list_files, loca
 from fusion_ray.storage.model_files import ModelFiles, find_model
 from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
 from fusion_ray.storage.rejections import settle_rejections
+from fusion_ray.storage.run_folder import MANIFEST
 from fusion_ray.storage.shards import find_shard, read_shard, shard_path, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
 
@@ -21,7 +22,8 @@ TABLE = pa.table({"id": ["a", "b", "c"], "values": [[1, 2], None, [3]]})
 
 def artifact(folder: Path, **settings: object) -> Artifact:
     model = ModelFiles("x", "/x", "", {"config.json": "1"})
-    return Artifact("fused", "math", str(folder), settings, {}, {"pivot": model}, {"chats": "2"})
+    run, models, contents = str(folder), {"pivot": model}, {"chats": "2"}
+    return Artifact(run=run, stage="fused", source="math", settings=settings, models=models, contents=contents)
 
 
 def test_a_shard_comes_back_with_its_rows_and_facts(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_manifest_says_how_much_memory_its_artifact_took(tmp_path: Path) -> No
 def test_a_manifest_tells_what_changed(tmp_path: Path) -> None:
     made = artifact(tmp_path, align={"kind": "bytes"}, top_k=10)
     write_manifest(made, seconds=1.0)
-    manifest = read_manifest(str(tmp_path))
+    manifest = read_manifest(made.folder)
     assert made.why_stale(manifest) == []
     changed = artifact(tmp_path, align={"kind": "ms"}, top_k=10)
     assert changed.why_stale(manifest) == ["align.kind was 'bytes', is 'ms'"]
@@ -117,20 +119,20 @@ def test_a_manifest_tells_what_changed(tmp_path: Path) -> None:
 
 def test_a_changed_input_changes_everything_after_it(tmp_path: Path) -> None:
     before, after = (artifact(tmp_path, top_k=k) for k in (5, 6))
-    first = Artifact("targets", "math", "", {}, {"fused": before})
-    second = Artifact("targets", "math", "", {}, {"fused": after})
+    first, second = (Artifact(run="", stage="targets", model="math", inputs=(fused,)) for fused in (before, after))
     assert first.fingerprint != second.fingerprint
 
 
 def test_making_an_artifact_anew_removes_what_a_killed_process_left_half_written(tmp_path: Path) -> None:
     made = artifact(tmp_path)
-    whole, half = tmp_path / "train" / "00000.parquet", tmp_path / "train" / ".00000.parquet.0a1b2c3d.tmp"
-    whole.parent.mkdir()
-    for path in (whole, half, tmp_path / "chat.tmp"):
+    folder = Path(made.folder)
+    whole, half = folder / "train" / "00000.parquet", folder / "train" / ".00000.parquet.0a1b2c3d.tmp"
+    whole.parent.mkdir(parents=True)
+    for path in (whole, half, folder / "chat.tmp"):
         path.write_bytes(b"")
     retract_manifest(made.folder)
     assert not half.exists()
-    assert whole.exists() and (tmp_path / "chat.tmp").exists()
+    assert whole.exists() and (folder / "chat.tmp").exists()
 
 
 def test_an_artifact_without_manifest_does_not_exist(tmp_path: Path) -> None:
@@ -138,22 +140,22 @@ def test_an_artifact_without_manifest_does_not_exist(tmp_path: Path) -> None:
     write_manifest(made, seconds=1.0)
     retract_manifest(made.folder)
     with pytest.raises(MissingArtifactError, match="never finished"):
-        read_manifest(str(tmp_path))
-    (tmp_path / "MANIFEST.json").write_text('{"stage": "fused"')
+        read_manifest(made.folder)
+    Path(made.folder, MANIFEST).write_text('{"stage": "fused"')
     with pytest.raises(CorruptArtifactError):
-        read_manifest(str(tmp_path))
+        read_manifest(made.folder)
 
 
 def test_numbers_that_are_not_finite_never_reach_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_manifest(artifact(tmp_path), seconds=1.0, facts={"loss": float("nan")})
-    assert not exists(join(str(tmp_path), "MANIFEST.json"))
+    assert not exists(join(artifact(tmp_path).folder, MANIFEST))
 
 
 def test_too_many_rejected_rows_stop_the_stage_and_are_listed(tmp_path: Path) -> None:
     record = write_shard(str(tmp_path), "0.parquet", TABLE, "f1", {"rejected": {"b": "no answer"}})
     assert settle_rejections(artifact(tmp_path), [record], cap=0.5) == 1
-    assert "no answer" in (tmp_path / "rejected" / "rows.jsonl").read_text()
+    assert "no answer" in Path(artifact(tmp_path).folder, "rejected", "rows.jsonl").read_text()
     with pytest.raises(ArtifactError, match=r"1 of 3 rows.*b: no answer"):
         settle_rejections(artifact(tmp_path), [record], cap=0.1)
     assert settle_rejections(artifact(tmp_path), [record], cap=0.1, of=10) == 1, "these rows are one split of ten"

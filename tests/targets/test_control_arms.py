@@ -6,7 +6,7 @@ import pytest
 from toys.fused import toy_fused
 
 from fusion_ray.errors import CorruptArtifactError
-from fusion_ray.targets.control_arms import as_held, as_self, as_sft, as_shuffled
+from fusion_ray.targets.control_arms import as_anchored, as_self, as_sft, as_shuffled
 from fusion_ray.targets.rows import TrainingRows
 
 FUSED = toy_fused(12)
@@ -52,7 +52,7 @@ def test_self_is_taught_by_the_pivot_everywhere() -> None:
 @pytest.mark.parametrize("k", [4, 7])
 def test_where_nobody_teaches_stands_what_the_start_says_and_elsewhere_all_stays(k: int) -> None:
     start = wider(pivot_distributions(), k)
-    table = as_held(FUSED, start)
+    table = as_anchored(FUSED, start)
     assert same_but(FUSED, table, {"chosen", "topk_ids"} | ({"topk_logprobs"} if k > 4 else set()))
     rows = zip(*(each.to_pylist() for each in (FUSED, start, table)), strict=True)
     for before, own, after in rows:
@@ -72,12 +72,12 @@ def test_where_nobody_teaches_stands_what_the_start_says_and_elsewhere_all_stays
 
 def test_nothing_is_held_to_distributions_of_other_tokens() -> None:
     with pytest.raises(CorruptArtifactError, match="SFT control's distributions do not hold the same answer tokens"):
-        as_held(FUSED, toy_fused(12, seed=5))
+        as_anchored(FUSED, toy_fused(12, seed=5))
     lost = toy_fused(12)
     gone = [None if number == 5 else row for number, row in enumerate(lost["real_logprobs"].to_pylist())]
     place = lost.column_names.index("real_logprobs")
     with pytest.raises(CorruptArtifactError, match="same answer tokens"):
-        as_held(FUSED, lost.set_column(place, "real_logprobs", pa.array(gone, type=lost["real_logprobs"].type)))
+        as_anchored(FUSED, lost.set_column(place, "real_logprobs", pa.array(gone, type=lost["real_logprobs"].type)))
 
 
 def test_self_refuses_distributions_of_other_tokens() -> None:

@@ -53,7 +53,7 @@ def dying_recipe(folder: Path, runs: str, planted: tuple[int, ...] = (), rows: i
 def dying_artifact(recipe: Recipe, lay_out: bool = False) -> Artifact:
     """The pivot's distributions; with `lay_out` the corpus is written, as one shard, without the stage that does."""
     artifact = next(artifact for artifact in build_graph(recipe) if str(artifact) == "distributions/pivot")
-    corpus = artifact.inputs["corpus"]
+    corpus = artifact.chats
     if lay_out:
         rows = [json.loads(line) for line in Path(recipe.corpus.path).read_text().splitlines()]
         messages = [[{"role": "text", "content": row["text"]}] for row in rows]

@@ -14,6 +14,7 @@ from fusion_ray.pipeline.run import run
 from fusion_ray.recipe import Recipe, parse_recipe
 from fusion_ray.storage.artifacts import Artifact, read_manifest, write_manifest
 from fusion_ray.storage.filesystem import join, write_bytes
+from fusion_ray.storage.run_folder import METRICS, WEIGHTS
 from fusion_ray.storage.shards import read_shard, write_shard
 from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
@@ -56,14 +57,14 @@ def make_run(folder: Path, **more: Any) -> Recipe:
             case "fused":
                 _lay_out_fused(artifact)
             case "targets":
-                _lay_out_model(recipe, artifact, 0.01 if artifact.name == "sft" else 0.02)
+                _lay_out_model(recipe, artifact, 0.01 if artifact.role == "control" else 0.02)
             case "merged":
                 _lay_out_model(recipe, artifact, 0.015)
     return recipe
 
 
 def _lay_out_fused(artifact: Artifact) -> None:
-    corpus = artifact.inputs["corpus"]
+    corpus = artifact.chats
     records = []
     for shard in read_manifest(corpus.folder).shards_of("train"):
         chats = read_shard(corpus.folder, shard)
@@ -84,8 +85,8 @@ def _lay_out_model(recipe: Recipe, artifact: Artifact, step: float) -> None:
     moved = {n: (t + step * rng.standard_normal(t.shape)).astype(t.dtype) for n, t in tensors.items()}
     save_file(moved, weights, metadata={"format": "pt"})
     curve = [{"step": step, "gold": 5.0 - 0.1 * step, "bits_per_byte": 2.0 if step == 7 else None} for step in range(8)]
-    write_bytes(join(artifact.folder, "metrics.jsonl"), "".join(json.dumps(p) + "\n" for p in curve).encode())
+    write_bytes(join(artifact.folder, METRICS), "".join(json.dumps(p) + "\n" for p in curve).encode())
     table = {"method": "varm", "tensors": {name: {"math": 1.0} for name in tensors}}
-    write_bytes(join(artifact.folder, "weights.json"), json.dumps(table).encode())
+    write_bytes(join(artifact.folder, WEIGHTS), json.dumps(table).encode())
     write_bytes(join(artifact.folder, "README.md"), b"# toy\n\n## Configuration\n")
     write_manifest(artifact, seconds=2.0, facts={"steps": 8})

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fusion_ray.recipe import Recipe, parse_recipe
+from fusion_ray.recipe import CONTROL_ARMS, Recipe, parse_recipe
 from fusion_ray.storage.artifacts import Artifact, write_manifest
 from fusion_ray.storage.model_files import find_model
 from fusion_ray.storage.shards import write_shard
@@ -50,17 +50,19 @@ def toy_artifacts(recipe: Recipe, names: tuple[str, ...], vocabulary: int = 280)
 
 def much_behind(artifact: Artifact) -> Artifact:
     """The artifact, made from one more that has 2 ** 40 others behind it, as a late round has the first ones."""
-    behind = Artifact("targets", "first", "nowhere", {})
-    for number in range(40):
-        behind = Artifact("targets", f"round-{number}", "nowhere", {}, {"one": behind, "other": behind})
-    return replace(artifact, inputs={**artifact.inputs, "behind": behind})
+    behind = Artifact(run="nowhere", stage="targets", model="first")
+    for number in range(1, 41):
+        inputs = tuple(replace(behind, model=model) for model in ("one", "other"))
+        behind = Artifact(run="nowhere", stage="targets", model="both", round=number, inputs=inputs)
+    return replace(artifact, inputs=(*artifact.inputs, behind))
 
 
 def _artifact(recipe: Recipe, name: str, vocabulary: int) -> Artifact:
     models = {"pivot": find_model(recipe.pivot.model)}
-    source = name if name not in ("sft", "self", "shuffled") else "math"
-    pivot = Artifact("distributions", "pivot", f"{recipe.folder}/2_distributions/pivot", {})
-    fused = Artifact("fused", source, f"{recipe.folder}/3_fused/{source}", {}, {"pivot": pivot}, models)
+    is_control = name in CONTROL_ARMS
+    pivot = Artifact(run=recipe.folder, stage="distributions", model="pivot")
+    source = "math" if is_control else name
+    fused = Artifact(run=recipe.folder, stage="fused", source=source, inputs=(pivot,), models=models)
     for artifact in (fused, pivot):
         records = []
         for number, split in enumerate(("train", "train", "validation")):
@@ -69,6 +71,8 @@ def _artifact(recipe: Recipe, name: str, vocabulary: int) -> Artifact:
             table = table.drop_columns(["chosen", "domain", "bits_per_byte"] if artifact is pivot else ["n_bytes"])
             records.append(write_shard(artifact.folder, f"{split}/{number:05d}.parquet", table, artifact.fingerprint))
         write_manifest(artifact, seconds=0, shards=records)
-    inputs = {"fused": fused} if name in ("math", "code") else {"fused": fused, "pivot": pivot}
     settings = recipe.targets.model_dump(mode="json") | {"seed": recipe.seed}
-    return Artifact("targets", name, f"{recipe.folder}/4_targets/{name}", settings, inputs, models)
+    inputs, role = ((fused, pivot), "control") if is_control else ((fused,), "main")
+    return Artifact(
+        run=recipe.folder, stage="targets", role=role, model=name, settings=settings, inputs=inputs, models=models
+    )  # fmt: skip
