@@ -25,7 +25,7 @@ from real_tokenizers import real_tokenizer
 from scored import answers_of, bigrams, made_up
 from texts import KINDS, code, prose
 
-from fusion_ray.chat.answer_tokens import Answers, offsets_of
+from fusion_ray.chat.answer_tokens import AnswerTokens, offsets_of
 from fusion_ray.fused.align.exact import project
 from fusion_ray.fused.align.projector import Projector, build_projector
 from fusion_ray.fused.align_published.naive import edit_distance, warp_naively
@@ -107,22 +107,22 @@ def _beside_literal(tokens: int) -> None:
 
 
 @cache
-def _prepared(pivot: str, source: str, texts: tuple[str, ...]) -> tuple[Projector, Answers, Answers, TopK]:
+def _prepared(pivot: str, source: str, texts: tuple[str, ...]) -> tuple[Projector, AnswerTokens, AnswerTokens, TopK]:
     projector = build_projector(real_tokenizer(pivot), real_tokenizer(source))
     ours, theirs = answers_of(real_tokenizer(pivot), list(texts)), answers_of(real_tokenizer(source), list(texts))
     return projector, ours, theirs, bigrams(theirs, TOP_K)
 
 
-def _compile(projector: Projector, ours: Answers, theirs: Answers, topk: TopK) -> None:
+def _compile(projector: Projector, ours: AnswerTokens, theirs: AnswerTokens, topk: TopK) -> None:
     """Let every loop be compiled on the first row alone, so that `cold` is about strings."""
     count = int(theirs.turn_offsets[1])
     first = TopK(topk.ids_TK[:count], topk.logprobs_TK[:count], topk.real_logprobs_T[:count])
     project(_first_row(ours), _first_row(theirs), first, projector)
 
 
-def _first_row(answers: Answers) -> Answers:
+def _first_row(answers: AnswerTokens) -> AnswerTokens:
     stop = int(answers.turn_offsets[1])
-    return Answers(
+    return AnswerTokens(
         answers.ids_T[:stop], answers.boundaries_T[:stop], offsets_of([stop]), answers.ended[:1], offsets_of([1])
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from real_models import cache_folder
 from tokenizers import Tokenizer
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.storage.topk import TopK
 
 TRL = ("trl==1.16.0", "datasets", "dill", "multiprocess", "xxhash")
@@ -43,7 +43,7 @@ class Gold(NamedTuple):
 
 
 def measure_gold(
-    strategy: str, pivot: Tokenizer, ours: Answers, source: Tokenizer, theirs: Answers, topk: TopK
+    strategy: str, pivot: Tokenizer, ours: AnswerTokens, source: Tokenizer, theirs: AnswerTokens, topk: TopK
 ) -> Gold:
     """Count what GOLD compares, with the kept entries as the source's probabilities and zero elsewhere.
 
@@ -79,7 +79,7 @@ def measure_gold(
     )
 
 
-def _spans(answers: Answers, turn: int) -> list[list[int]]:
+def _spans(answers: AnswerTokens, turn: int) -> list[list[int]]:
     """First and last byte of every token of a turn."""
     ends = answers.boundaries_T[answers.turn_offsets[turn] : answers.turn_offsets[turn + 1]].tolist()
     return [[start, end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -29,7 +29,7 @@ from scored import answers_of
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.fused.align.exact import project
 from fusion_ray.fused.align.groups import FIRST, find_groups, pair_turns
 from fusion_ray.fused.align.projector import TEXT, Projector, build_projector
@@ -120,7 +120,7 @@ Ways = list[tuple[int, float]]  # tokens and their probabilities
 Spelt = list[tuple[list[int], float]]  # the same, in pivot tokens
 
 
-def _starts(ours: Answers, theirs: Answers) -> set[int]:
+def _starts(ours: AnswerTokens, theirs: AnswerTokens) -> set[int]:
     """Source positions where a group begins, but for the first of a turn."""
     groups = find_groups(ours, theirs, pair_turns(ours, theirs), same_vocabulary=False)
     return set(groups.source_start[(groups.place & FIRST) == 0].tolist())

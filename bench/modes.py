@@ -14,7 +14,7 @@ from real_tokenizers import real_tokenizer
 from scored import answers_of, score_with_model
 from tokenizers import Tokenizer
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.fused.align.exact import Projection, project
 from fusion_ray.fused.align.projector import Projector, build_projector
 from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
@@ -34,7 +34,7 @@ class Scored(NamedTuple):
     """Texts as a source reads them, with its distributions."""
 
     tokenizer: Tokenizer
-    answers: Answers
+    answers: AnswerTokens
     topk: TopK
 
 
@@ -77,7 +77,7 @@ def _measure_pair(pivot: str, source: str, scored: Scored, texts: list[str], n_b
 
 
 def _align(
-    mode: str, tokenizer: Tokenizer, ours: Answers, scored: Scored, projector: Projector
+    mode: str, tokenizer: Tokenizer, ours: AnswerTokens, scored: Scored, projector: Projector
 ) -> tuple[Projection, float]:
     """Align once to compile and to meet every string, then again on the clock."""
     if mode == "bytes":

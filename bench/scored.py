@@ -6,28 +6,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
-from fusion_ray.chat.token_ends import token_ends, token_table
-from fusion_ray.chat.vocabulary import Vocabulary
+from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
+from fusion_ray.chat.token_ends import token_ends
+from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary
 from fusion_ray.storage.topk import TopK
 
 
-class _Wrapped:
-    """What `token_table` asks of a Transformers tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.backend_tokenizer = tokenizer
-        self.eos_token_id = self.bos_token_id = None
-        self.name_or_path = "tokenizer"
-
-
-def answers_of(tokenizer: Tokenizer, texts: list[str]) -> Answers:
+def answers_of(tokenizer: Tokenizer, texts: list[str]) -> AnswerTokens:
     """Each text as a row of one turn that is all answer, boundaries as the distributions stage counts them."""
-    table = token_table(_Wrapped(tokenizer))
+    vocabulary = read_vocabulary(tokenizer)
     rows = []
     for text, encoding in zip(texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
         raw = text.encode()
-        ends_T = np.clip(token_ends(encoding, text, raw, table).ends_T, 0, len(raw))
+        ends_T = np.clip(token_ends(encoding, text, raw, vocabulary).ends_T, 0, len(raw))
         ends_T[-1] = len(raw)
         rows.append(
             [AnswerTurn(np.array(encoding.ids, np.int32), np.maximum.accumulate(ends_T).astype(np.int32), False)]
@@ -35,7 +26,7 @@ def answers_of(tokenizer: Tokenizer, texts: list[str]) -> Answers:
     return gather_answers(rows)
 
 
-def made_up(answers: Answers, vocabulary: Vocabulary, top_k: int, rng: np.random.Generator) -> TopK:
+def made_up(answers: AnswerTokens, vocabulary: Vocabulary, top_k: int, rng: np.random.Generator) -> TopK:
     """Random kept tokens with random peaked probabilities; the real token is kept about two times in three."""
     usable = np.flatnonzero((np.diff(vocabulary.offsets) > 0) & ~vocabulary.is_special_V)
     ids_TK = rng.choice(usable, size=(len(answers), top_k)).astype(np.int32)
@@ -57,7 +48,7 @@ def made_up(answers: Answers, vocabulary: Vocabulary, top_k: int, rng: np.random
     )
 
 
-def bigrams(answers: Answers, top_k: int) -> TopK:
+def bigrams(answers: AnswerTokens, top_k: int) -> TopK:
     """A bigram model of these very texts, 80 % bigram and 20 % unigram: every row as quick to make as to look up."""
     following: dict[int, Counter[int]] = defaultdict(Counter)
     ids = answers.ids_T.tolist()
@@ -79,7 +70,7 @@ def bigrams(answers: Answers, top_k: int) -> TopK:
     )
 
 
-def score_with_model(folder: str, texts: list[str], top_k: int) -> tuple[Tokenizer, Answers, TopK]:
+def score_with_model(folder: str, texts: list[str], top_k: int) -> tuple[Tokenizer, AnswerTokens, TopK]:
     """Score texts with a real model, each after its beginning-of-text token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -112,3 +112,14 @@ def test_files_that_the_documents_name_are_there() -> None:
             places = (ROOT, ROOT / "fusion_ray", ROOT / "tests")
             found = any((place / path).exists() for place in places)
             assert found or "WORD" in path, f"{document.name} names {path}"
+
+
+def test_the_page_of_the_python_api_is_what_its_docstrings_say() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cogapp", "--check", "docs/api.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nRun `make docs`."

@@ -9,7 +9,7 @@ from fusion_ray.errors import AlignmentError
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class AnswerTokens:
     """Answer tokens of all rows and turns, one after the other.
 
     Attributes:
@@ -56,17 +56,17 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class AnswerTurn:
-    """One turn: what `Answers` holds a shard of."""
+    """One turn: what `AnswerTokens` holds a shard of."""
 
     ids_T: np.ndarray
     boundaries_T: np.ndarray
     ended: bool
 
 
-def gather_answers(rows: Sequence[Sequence[AnswerTurn]]) -> Answers:
+def gather_answers(rows: Sequence[Sequence[AnswerTurn]]) -> AnswerTokens:
     """Lay the turns of some rows out in columns."""
     turns = [turn for row in rows for turn in row]
-    return Answers(
+    return AnswerTokens(
         ids_T=_joined([turn.ids_T for turn in turns]),
         boundaries_T=_joined([turn.boundaries_T for turn in turns]),
         turn_offsets=offsets_of([len(turn.ids_T) for turn in turns]),

@@ -1,14 +1,15 @@
 """From messages to token ids, answer turns and byte boundaries."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusion_ray.chat.rendered import Rendered, Turn
 from fusion_ray.chat.spans import Span, find_spans
 from fusion_ray.chat.templates import ROLES, Messages, Template, choose_template, write_text
-from fusion_ray.chat.token_ends import TokenTable, char_to_byte, token_ends, token_table
+from fusion_ray.chat.token_ends import char_to_byte, token_ends
+from fusion_ray.chat.vocabulary import Vocabulary, control_tokens, read_vocabulary
 from fusion_ray.errors import AlignmentError, RecipeError
 
 
@@ -40,13 +41,11 @@ def render_all(
     """Render many conversations; one that cannot be used gives its error in its place. See `render`."""
     if isinstance(template, str):
         template = choose_template(template, tokenizer)
-    table = token_table(tokenizer)
     written = [_write(tokenizer, messages, template) for messages in conversations]
     texts = [item.text for item in written if isinstance(item, _Written)]
     encodings = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else ())
     return [
-        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings), table)
-        for item in written
+        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings)) for item in written
     ]
 
 
@@ -102,13 +101,15 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
-def _tokenised(tokenizer: Any, written: _Written, encoding: Any, table: TokenTable) -> Rendered | AlignmentError:
-    ends = token_ends(encoding, written.text, written.raw, table)
+def _tokenised(tokenizer: Any, written: _Written, encoding: Any) -> Rendered | AlignmentError:
+    vocabulary = read_vocabulary(tokenizer)
+    ends = token_ends(encoding, written.text, written.raw, vocabulary)
     input_ids = np.array(encoding.ids, dtype=np.int32)
     if written.spans is None:
         return _plain(tokenizer, written, input_ids, ends.ends_T, bool(ends.changed_T.any()))
     bytes_before = char_to_byte(written.text)
-    turns = tuple(_turn(span, ends.ends_T, input_ids, table, written.raw, bytes_before) for span in written.spans)
+    tokens = _Tokens(input_ids, ends.ends_T, vocabulary, control_tokens(tokenizer).ids)
+    turns = tuple(_turn(span, tokens, written.raw, bytes_before) for span in written.spans)
     if any(turn.start == 0 and len(turn) for turn in turns):
         return AlignmentError("the first answer token is the first token of all, so nothing predicts it.")
     if not any(len(turn) for turn in turns):
@@ -131,19 +132,27 @@ def _plain(tokenizer: Any, written: _Written, input_ids: np.ndarray, ends_T: np.
     return Rendered(ids, (Turn(1, boundaries, bool(end), n_bytes),), changed)
 
 
-def _turn(
-    span: Span, ends_T: np.ndarray, input_ids: np.ndarray, table: TokenTable, raw: bytes, bytes_before: np.ndarray
-) -> Turn:
+class _Tokens(NamedTuple):
+    """The tokens of a written conversation: their ids, the bytes at which they end, and what ids stand for."""
+
+    ids_T: np.ndarray
+    ends_T: np.ndarray
+    vocabulary: Vocabulary
+    control: frozenset[int]
+
+
+def _turn(span: Span, tokens: _Tokens, raw: bytes, bytes_before: np.ndarray) -> Turn:
     """The tokens of one answer: all that end after its beginning and begin before its end, and its end of turn."""
+    ends_T = tokens.ends_T
     begin, finish = int(bytes_before[span.start]), int(bytes_before[span.stop])
     n_bytes = len(span.content.encode())
     first = int(np.searchsorted(ends_T, begin, side="right"))
     stop = first
     if finish > begin:
         stop = max(first, min(int(np.searchsorted(ends_T, finish, side="left")) + 1, len(ends_T)))
-        while stop < len(ends_T) and ends_T[stop] == finish and int(input_ids[stop]) not in table.added:
+        while stop < len(ends_T) and ends_T[stop] == finish and int(tokens.ids_T[stop]) not in tokens.vocabulary.added:
             stop += 1
-    end = _end_of_turn(stop, ends_T, input_ids, table, raw)
+    end = _end_of_turn(stop, tokens, raw)
     shift = len(span.content[: span.core_in_content].encode()) - int(bytes_before[span.core_in_text])
     boundaries = np.clip(ends_T[first:stop] + shift, 0, n_bytes).astype(np.int32)
     if len(boundaries):
@@ -153,12 +162,12 @@ def _turn(
     return Turn(first, boundaries, end is not None, n_bytes)
 
 
-def _end_of_turn(stop: int, ends_T: np.ndarray, input_ids: np.ndarray, table: TokenTable, raw: bytes) -> int | None:
-    """Index of the special token that follows, with nothing but a template's whitespace between."""
-    for t in range(stop, len(ends_T)):
-        if int(input_ids[t]) in table.special:
+def _end_of_turn(stop: int, tokens: _Tokens, raw: bytes) -> int | None:
+    """Index of the control token that follows, with nothing but a template's whitespace between."""
+    for t in range(stop, len(tokens.ends_T)):
+        if int(tokens.ids_T[t]) in tokens.control:
             return t
-        before = int(ends_T[t - 1]) if t else 0
-        if raw[before : int(ends_T[t])].strip():
+        before = int(tokens.ends_T[t - 1]) if t else 0
+        if raw[before : int(tokens.ends_T[t])].strip():
             return None
     return None

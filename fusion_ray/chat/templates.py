@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import jinja2
 
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import control_tokens
 from fusion_ray.errors import AlignmentError, RecipeError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -137,9 +137,9 @@ def _find_end_of_turn(tokenizer: Any, source: str | None) -> str:
         mark = "Zq7answerZq7"
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
         after = write_text(tokenizer, messages, Template("native")).partition(mark)[2].lstrip()
-        for token in token_table(tokenizer).special_texts:
+        for token in control_tokens(tokenizer).texts:
             if after.startswith(token):
                 return token
-    elif source and "<|im_start|>" in source and "<|im_end|>" in token_table(tokenizer).special_texts:
+    elif source and "<|im_start|>" in source and "<|im_end|>" in control_tokens(tokenizer).texts:
         return "<|im_end|>"
     return str(tokenizer.eos_token or "")

@@ -1,4 +1,7 @@
-"""The bytes that every token id of a tokenizer stands for, read from the tokenizer's own description."""
+"""The bytes that every token id of a tokenizer stands for: the one table of them, for rendering and alignment alike.
+
+It is read from the tokenizer's own description, never guessed from how its tokens are spelt.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -24,12 +28,17 @@ class Vocabulary:
         offsets: Token v is `flat_bytes[offsets[v]:offsets[v + 1]]`, int64 [V + 1].
         is_special_V: Control tokens: beginning and end of text or turn, padding, unknown.
         lossless: The tokens of a text, joined, are always the text; false where a normaliser may change it.
+        added: Ids of the tokens that were added to the model's own, special or not.
+        unjoinable: The kind of a tokenizer whose tokens never join to the text (WordPiece, end-of-word suffixes); empty
+            for all others.
     """
 
     flat_bytes: np.ndarray
     offsets: np.ndarray
     is_special_V: np.ndarray
     lossless: bool
+    added: frozenset[int] = frozenset()
+    unjoinable: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,6 +57,11 @@ class Vocabulary:
         whole, cuts = self.flat_bytes.tobytes(), self.offsets.tolist()
         return [whole[start:stop] for start, stop in pairwise(cuts)]
 
+    @cached_property
+    def lengths_V(self) -> np.ndarray:
+        """How many bytes each token has, int64."""
+        return np.diff(self.offsets)
+
     def same_as(self, other: "Vocabulary") -> bool:
         """Whether every id means the same in both."""
         return (
@@ -57,7 +71,13 @@ class Vocabulary:
         )
 
 
-def make_vocabulary(tokens: Iterable[bytes], special: Iterable[int] = (), lossless: bool = True) -> Vocabulary:
+def make_vocabulary(
+    tokens: Iterable[bytes],
+    special: Iterable[int] = (),
+    lossless: bool = True,
+    added: Iterable[int] = (),
+    unjoinable: str = "",
+) -> Vocabulary:
     """Build a vocabulary from the bytes of its tokens in the order of their ids."""
     pieces = list(tokens)
     offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
@@ -65,11 +85,18 @@ def make_vocabulary(tokens: Iterable[bytes], special: Iterable[int] = (), lossle
     is_special_V = np.zeros(len(pieces), dtype=bool)
     is_special_V[list(special)] = True
     # A copy, because compiled loops take read-only arrays for another type and compile once more.
-    return Vocabulary(np.frombuffer(b"".join(pieces), dtype=np.uint8).copy(), offsets, is_special_V, lossless)
+    flat_bytes = np.frombuffer(b"".join(pieces), dtype=np.uint8).copy()
+    return Vocabulary(flat_bytes, offsets, is_special_V, lossless, frozenset(added), unjoinable)
+
+
+# Weak, so that a process that opens many tokenizers does not keep them all.
+_READ: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
 
 
 def read_vocabulary(tokenizer: Any) -> Vocabulary:
     """Read the bytes of every token from a fast tokenizer's decoder, normaliser and pre-tokenizer.
+
+    A tokenizer object is read once.
 
     Byte-level alphabets, word-start markers (`▁`) and byte tokens (`<0xNN>`) are told apart by the tokenizer's
     description, never by its name. Added tokens stand for their literal text.
@@ -78,8 +105,16 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
         tokenizer: A Hugging Face fast tokenizer, or a `tokenizers.Tokenizer`.
 
     Raises:
-        RecipeError: A slow tokenizer, or one whose tokens do not join to the text (WordPiece, end-of-word suffixes).
+        RecipeError: A slow tokenizer.
     """
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return _read(tokenizer)
+    if tokenizer not in _READ:
+        _READ[tokenizer] = _read(tokenizer)
+    return _READ[tokenizer]
+
+
+def _read(tokenizer: Any) -> Vocabulary:
     data = describe(tokenizer)
     model = data["model"]
     known = list_tokens(data)
@@ -94,30 +129,71 @@ def read_vocabulary(tokenizer: Any) -> Vocabulary:
     for token_id in unknown:
         pieces[token_id] = b""
     size = max(pieces, default=-1) + 1
-    return make_vocabulary((pieces.get(token_id, b"") for token_id in range(size)), special, _is_lossless(data))
+    tokens = (pieces.get(token_id, b"") for token_id in range(size))
+    return make_vocabulary(tokens, special, _is_lossless(data), added, _unjoinable(data))
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The tokens that may end a turn: the special ones and EOS, but never BOS.
+
+    Attributes:
+        texts: How they are written, longest first.
+    """
+
+    ids: frozenset[int]
+    texts: tuple[str, ...]
+
+
+def control_tokens(tokenizer: Any) -> ControlTokens:
+    """The control tokens of a Hugging Face fast tokenizer.
+
+    Raises:
+        RecipeError: A slow tokenizer.
+    """
+    vocabulary = read_vocabulary(tokenizer)
+    written = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if tokenizer.eos_token_id is not None:
+        written.setdefault(tokenizer.eos_token_id, vocabulary.token(tokenizer.eos_token_id).decode(errors="replace"))
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        written.pop(tokenizer.bos_token_id, None)
+    return ControlTokens(frozenset(written), tuple(sorted(filter(None, written.values()), key=len, reverse=True)))
+
+
+def refuse_unjoinable(tokenizer: Any) -> None:
+    """Refuse a tokenizer whose tokens never join to the text, for nothing can be aligned to them.
+
+    Raises:
+        RecipeError: It is one (WordPiece, end-of-word suffixes), or a slow tokenizer.
+    """
+    kind = read_vocabulary(tokenizer).unjoinable
+    if kind:
+        raise RecipeError(
+            f"{getattr(tokenizer, 'name_or_path', '')}: a {kind} tokenizer whose tokens do not join to the "
+            "text cannot be aligned; expected byte-level BPE, SentencePiece or Unigram. Choose another model."
+        )
 
 
 def describe(tokenizer: Any) -> dict[str, Any]:
     """The tokenizer.json of a fast tokenizer, as plain data.
 
     Raises:
-        RecipeError: It is a slow tokenizer, or of a kind whose tokens do not join to the text.
+        RecipeError: It is a slow tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         raise RecipeError(
-            f"{getattr(tokenizer, 'name_or_path', '')}: {type(tokenizer).__name__} is no fast tokenizer; alignment "
-            "needs a tokenizer.json. Save one with AutoTokenizer.from_pretrained(..., use_fast=True)."
+            f"{getattr(tokenizer, 'name_or_path', '')}: {type(tokenizer).__name__} is no fast tokenizer; expected a "
+            "tokenizer.json in the model folder. Save one with AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     data: dict[str, Any] = json.loads(backend.to_str())
-    model = data["model"]
-    kinds = set(_kinds(data["decoder"]))
-    if model["type"] == "WordPiece" or model.get("end_of_word_suffix") or kinds & {"BPEDecoder", "CTC", "WordPiece"}:
-        raise RecipeError(
-            f"{getattr(tokenizer, 'name_or_path', '')}: a {model['type']} tokenizer whose tokens do not join to the "
-            "text cannot be aligned; expected byte-level BPE, SentencePiece or Unigram. Choose another model."
-        )
     return data
+
+
+def _unjoinable(data: dict[str, Any]) -> str:
+    model, kinds = data["model"], set(_kinds(data["decoder"]))
+    joins = not (model["type"] == "WordPiece" or model.get("end_of_word_suffix"))
+    return "" if joins and not kinds & {"BPEDecoder", "CTC", "WordPiece"} else str(model["type"])
 
 
 def list_tokens(data: dict[str, Any]) -> list[tuple[str, int]]:

@@ -1,24 +1,22 @@
 """`fusion-ray chat`: talk to a model folder in the terminal, to see what came out of a run."""
 
-from rich.console import Console
+from typing import Annotated
 
-from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer
-from fusion_ray.storage.run_folder import find_merged
+import typer
+
+from fusion_ray.cli.terminal import out
 
 
-def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -> None:
-    """Answer lines of standard input until it ends; an empty line begins a new conversation.
-
-    Args:
-        model: Model folder, or the folder of a finished run.
-        console: Where answers go, token by token.
-        max_tokens: Longest answer.
-        temperature: 0 takes the most probable token each time.
-
-    Raises:
-        EngineError: There is no model to load.
-    """
+def chat(
+    model: Annotated[str, typer.Argument(help="Model folder, or the folder of a finished run.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token each time.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal."""
     from transformers import GenerationConfig, TextStreamer
+
+    from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer
+    from fusion_ray.storage.run_folder import find_merged
 
     folder = find_merged(model)
     tokenizer, network = load_tokenizer(folder), load_model(folder)
@@ -27,11 +25,11 @@ def chat(model: str, console: Console, *, max_tokens: int, temperature: float) -
     settings = GenerationConfig(
         max_new_tokens=max_tokens, eos_token_id=ends or None, pad_token_id=(ends or [0])[0], **sampling
     )
-    console.print(f"[bold]{folder}[/bold]: type a line; an empty one begins anew, Ctrl-D ends.")
+    out.print(f"[bold]{folder}[/bold]: type a line; an empty one begins anew, Ctrl-D ends.")
     messages: list[dict[str, str]] = []
     while True:
         try:
-            line = console.input("[bold cyan]you[/bold cyan] ")
+            line = out.input("[bold cyan]you[/bold cyan] ")
         except EOFError:
             return
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Look at this machine and say what will and will not work."""
+"""`fusion-ray doctor`: look at this machine and say what will and will not work."""
 
 import importlib.util
 import os
@@ -7,6 +7,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+
+import typer
+from rich.table import Table
+
+from fusion_ray.cli.terminal import out
 
 _NEEDED = ("ray", "torch", "transformers", "deepspeed", "pyarrow", "numba", "safetensors")
 
@@ -19,6 +24,19 @@ class Finding(NamedTuple):
     advice: str = ""
     fine: bool = True
     fatal: bool = False
+
+
+def doctor() -> None:
+    """Check this machine: versions, devices, engines, memory, disk."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("check", "found", "advice"):
+        table.add_column(column)
+    findings = examine()
+    for finding in findings:
+        table.add_row(finding.check, finding.found, finding.advice, style=None if finding.fine else "yellow")
+    out.print(table)
+    if any(finding.fatal for finding in findings):
+        raise typer.Exit(1)
 
 
 def examine() -> list[Finding]:

@@ -1,42 +1,57 @@
-"""The report in the terminal: one run, or two side by side. Reads report.json; computes only what compares runs."""
+"""`fusion-ray show`: the report in the terminal, one run, or two side by side."""
 
-from typing import Any
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fusion_ray.report.benchmarks import benchmark_columns, best_value
-from fusion_ray.report.judging import describe_cost, judged_turns
-from fusion_ray.report.reading import read_report, same_documents
-from fusion_ray.report.statistics.bootstrap import compare_models, resample_rates
-from fusion_ray.report.statistics.rates import OVERALL, measure_rates
+from fusion_ray import api
+from fusion_ray.cli.terminal import out
+
+if TYPE_CHECKING:
+    from fusion_ray.api import RunReport
 
 _MOST_DOMAINS = 8
-
-
+_OVERALL = "overall"
 _VERDICT_STYLES = {True: "bold green", False: "bold red", None: "bold yellow"}
 
 
-def report_tables(*runs: str) -> list[RenderableType]:
-    """What the terminal shows of one run: scores, differences and verdict; or of two runs: what changed.
+def show(
+    runs: Annotated[list[str], typer.Argument(help="One run folder, or two to compare.", metavar="RUN [RUN]")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")] = False,
+) -> None:
+    """Show the report of a run in the terminal, or compare two runs."""
+    if len(runs) > 2:
+        raise typer.BadParameter("give one run folder, or two to compare")
+    reports = [api.RunReport.read(run) for run in runs]
+    if as_json:
+        contents = [report.content for report in reports]
+        sys.stdout.write(json.dumps(contents[0] if len(contents) == 1 else contents, indent=1) + "\n")
+        return
+    for part in report_tables(reports[0]) if len(reports) == 1 else comparison_tables(runs, *reports):
+        out.print(part)
 
-    Raises:
-        ArtifactError: A run has no readable report.
-    """
-    if len(runs) == 1:
-        report = read_report(runs[0])
-        differences = differences_table(report)
-        more = [*benchmark_tables(report), *judge_tables(report)]
-        return [scores_table(report), Text(), differences, Text(), *more, *verdict_lines(report)]
-    first, second = (read_report(run) for run in runs)
-    return [_models_table(first, second, runs), Text(), *_compare_merged(runs, first, second)]
+
+def report_tables(report: "RunReport") -> list[RenderableType]:
+    """What the terminal shows of one run: scores, differences and verdict."""
+    content = report.content
+    more = [*benchmark_tables(content), *judge_tables(content)]
+    return [scores_table(content), Text(), differences_table(content), Text(), *more, *verdict_lines(content)]
+
+
+def comparison_tables(runs: list[str], first: "RunReport", second: "RunReport") -> list[RenderableType]:
+    """What the terminal shows of two runs, which are called as they were given: what changed."""
+    return [_models_table(first.content, second.content, runs), Text(), *_compare_merged(runs, first, second)]
 
 
 def scores_table(report: dict[str, Any]) -> Table:
     """Held-out bits per byte of every model, by domain and overall; the best of every column in bold."""
     rates = report["bits_per_byte"]
-    domains = [domain for domain in rates["pivot"] if domain != OVERALL]
+    domains = [domain for domain in rates["pivot"] if domain != _OVERALL]
     shown = sorted(sorted(domains, key=lambda d: -report["heldout"]["bytes_by_domain"][d])[:_MOST_DOMAINS])
     left = f"; {len(domains) - len(shown)} smaller domains are in report.json" if len(shown) < len(domains) else ""
     heldout = report["heldout"]
@@ -46,18 +61,18 @@ def scores_table(report: dict[str, Any]) -> Table:
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for domain in [*shown, OVERALL]:
+    for domain in [*shown, _OVERALL]:
         table.add_column(Text(domain), justify="right", no_wrap=True)
     table.add_column("recovered", justify="right", no_wrap=True)
-    best = {domain: min(by_domain[domain] for by_domain in rates.values()) for domain in [*shown, OVERALL]}
+    best = {domain: min(by_domain[domain] for by_domain in rates.values()) for domain in [*shown, _OVERALL]}
     for model, by_domain in rates.items():
-        cells = [_number(by_domain[domain], best[domain]) for domain in [*shown, OVERALL]]
-        share = report["oracle"]["recovered_share"].get(model, {}).get(OVERALL)
+        cells = [_number(by_domain[domain], best[domain]) for domain in [*shown, _OVERALL]]
+        share = report["oracle"]["recovered_share"].get(model, {}).get(_OVERALL)
         table.add_row(Text(model), *cells, "" if share is None else f"{share:.0%}")
     oracle = report["oracle"]["bits_per_byte"]
     table.add_row(
         Text("oracle", style="dim"),
-        *(Text(f"{oracle[d]:.3f}", style="dim") for d in [*shown, OVERALL]),
+        *(Text(f"{oracle[d]:.3f}", style="dim") for d in [*shown, _OVERALL]),
         Text("100%", style="dim"),
     )
     return table
@@ -77,7 +92,7 @@ def differences_table(report: dict[str, Any]) -> Table:
     for column in ("bits per byte", "95 % interval", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     for pair, by_domain in report["differences"].items():
-        table.add_row(Text(pair), *_difference_cells(by_domain[OVERALL]))
+        table.add_row(Text(pair), *_difference_cells(by_domain[_OVERALL]))
     return table
 
 
@@ -104,6 +119,8 @@ def verdict_lines(report: dict[str, Any]) -> list[Text]:
 
 def benchmark_tables(report: dict[str, Any]) -> list[RenderableType]:
     """Every model's benchmarks; nothing where none were run."""
+    from fusion_ray.report.benchmarks import benchmark_columns, best_value
+
     columns = benchmark_columns(report.get("benchmarks"))
     if not columns:
         return []
@@ -123,6 +140,8 @@ def judge_tables(report: dict[str, Any]) -> list[RenderableType]:
     judge = report.get("judge")
     if not judge:
         return []
+    from fusion_ray.report.judging import describe_cost, judged_turns
+
     header = Text(f"judge {judge['model']}: {judge['questions']} questions, {describe_cost(judge)}", style="italic")
     ratings = Table(box=None, pad_edge=False)
     turns = judged_turns(judge)
@@ -141,7 +160,7 @@ def judge_tables(report: dict[str, Any]) -> list[RenderableType]:
     return [header, *(part for table in (ratings, pairs) if table.row_count for part in (table, Text()))]
 
 
-def _models_table(first: dict[str, Any], second: dict[str, Any], runs: tuple[str, ...]) -> Table:
+def _models_table(first: dict[str, Any], second: dict[str, Any], runs: list[str]) -> Table:
     table = Table(
         title="overall held-out bits per byte; lower is better", title_justify="left", box=None, pad_edge=False
     )
@@ -150,7 +169,7 @@ def _models_table(first: dict[str, Any], second: dict[str, Any], runs: tuple[str
         table.add_column(Text(run), justify="right")
     table.add_column("second - first", justify="right")
     for model in dict.fromkeys([*first["bits_per_byte"], *second["bits_per_byte"]]):
-        values = [report["bits_per_byte"].get(model, {}).get(OVERALL) for report in (first, second)]
+        values = [report["bits_per_byte"].get(model, {}).get(_OVERALL) for report in (first, second)]
         known = [value for value in values if value is not None]
         cells = [Text("") if value is None else _number(value, min(known)) for value in values]
         change = Text(f"{known[1] - known[0]:+.4f}") if len(known) == 2 else Text("")
@@ -158,22 +177,20 @@ def _models_table(first: dict[str, Any], second: dict[str, Any], runs: tuple[str
     return table
 
 
-def _compare_merged(runs: tuple[str, ...], first: dict[str, Any], second: dict[str, Any]) -> list[RenderableType]:
+def _compare_merged(runs: list[str], first: "RunReport", second: "RunReport") -> list[RenderableType]:
     """The two merged models by domain, with intervals where both runs hold out the same documents."""
-    scores = same_documents(runs)
-    if scores is None:
+    from fusion_ray.report.reading import compare_merged
+
+    differences = compare_merged(first, second)
+    if differences is None:
         return [
             Text("The runs hold out different documents: their numbers do not compare.", style="bold yellow"),
-            *(Text(f"{run}: {report['verdict']['text']}") for run, report in zip(runs, (first, second), strict=True)),
+            *(Text(f"{run}: {report.verdict}") for run, report in zip(runs, (first, second), strict=True)),
         ]
-    draws, seed = first["bootstrap"], first["seed"]
-    rates, resamples = measure_rates(scores), resample_rates(scores, draws, seed)
     table = Table(title="merged, second - first, 95 % intervals", title_justify="left", box=None, pad_edge=False)
     table.add_column("domain", no_wrap=True)
     for column in ("bits per byte", "95 % interval", "p"):
         table.add_column(column, justify="right", no_wrap=True)
-    for domain in rates["first"]:
-        value = rates["second"][domain] - rates["first"][domain]
-        found = compare_models(resamples, "second", "first", domain, value)._asdict()
-        table.add_row(Text(domain), *_difference_cells(found))
+    for domain, found in differences.items():
+        table.add_row(Text(domain), *_difference_cells(found._asdict()))
     return [table]

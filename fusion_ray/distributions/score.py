@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusion_ray.chat import Rendered, Template, break_off, choose_template, cut, render_all
-from fusion_ray.chat.answer_tokens import Answers, offsets_of
+from fusion_ray.chat.answer_tokens import AnswerTokens, offsets_of
 from fusion_ray.errors import AlignmentError, EngineError, FusionRayError
 from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_config
 from fusion_ray.models.scorer import Scorer
@@ -55,7 +55,7 @@ class Scored(NamedTuple):
         bytes_T: Bytes that each answer token stands for.
     """
 
-    answers: Answers
+    answers: AnswerTokens
     topk: TopK
     row_T: np.ndarray
     bytes_T: np.ndarray
@@ -231,7 +231,7 @@ def read_scored(table: pa.Table) -> Scored:
     spans = zip(table["input_ids"].to_pylist(), table["turn_starts"].to_pylist(), turns, strict=True)
     ids = [np.asarray(row, dtype=np.int32)[answer_positions(starts, counts)] for row, starts, counts in spans]
     boundaries_T = flat_values(table, "boundaries", np.int32)
-    answers = Answers(
+    answers = AnswerTokens(
         ids_T=np.concatenate([*ids, np.zeros(0, dtype=np.int32)]),
         boundaries_T=boundaries_T,
         turn_offsets=offsets_of([count for row in turns for count in row]),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusion_ray.chat import Rendered, render
-from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.fused.align.exact import project
 from fusion_ray.fused.align.groups import find_groups, pair_turns
 from fusion_ray.fused.align.projector import Projector, build_projector
@@ -21,7 +21,7 @@ _SHOWN = 3
 class _Side(NamedTuple):
     """One model's reading of the text."""
 
-    answers: Answers
+    answers: AnswerTokens
     topk: TopK | None
     end: int | None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import EngineError
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.models.generator import Generator, Writing, Written
@@ -55,7 +55,7 @@ class OpenAIScorer:
         first_wait_s: float = 0.5,
         trust_remote_code: bool = False,
     ) -> None:
-        self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
+        self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         self._top_k = top_k
         self._server = Server(
             base_url,

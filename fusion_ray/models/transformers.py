@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer, longest_sequence, read_config
 from fusion_ray.models.generator import Generator, Writing, Written
@@ -66,7 +66,7 @@ class TransformersScorer:
         if threads is not None:
             torch.set_num_threads(threads)
         self.max_length = longest_sequence(read_config(folder))
-        self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
+        self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code, device=device)
         self._head = OutputHead(self._model)
         self._n_outputs = self._head.n_outputs

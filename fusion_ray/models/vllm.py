@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.models.folders import check_weights, end_tokens, load_tokenizer, longest_sequence, read_config
 from fusion_ray.models.generator import Generator, Writing, Written
@@ -78,7 +78,7 @@ class VllmScorer:
         config = read_config(folder)
         check_weights(folder)
         self._folder, self._sampling, self._top_k = folder, sampling, sampling.draws if sampling else top_k
-        self.n_tokens = len(token_table(load_tokenizer(folder, trust_remote_code)).pieces)
+        self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
         self._n_outputs = int((config.get("text_config") or config).get("vocab_size") or self.n_tokens)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fusion_ray.corpus.files import chat_files, read_chats
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import RESERVED_NAMES, load_recipe
+from fusion_ray.recipe import is_reserved, load_recipe
 from fusion_ray.storage.model_files import find_model
 
 _LOOKED_AT = 1000
@@ -131,9 +131,10 @@ def _name_sources(sources: list[str]) -> dict[str, str]:
     """A short name for every source, from the last part of its path."""
     named: dict[str, str] = {}
     for source in sources:
-        base = re.sub(r"[^A-Za-z0-9_.-]", "-", source.rstrip("/").rsplit("/", 1)[-1].split("@")[0]).lower() or "source"
+        base = re.sub(r"[^A-Za-z0-9_.-]", "-", source.rstrip("/").rsplit("/", 1)[-1].split("@")[0]).lower()
+        base = base.lstrip("_.-")[:50] or "source"
         name, number = base, 2
-        while name in named or name in RESERVED_NAMES:
+        while name in named or is_reserved(name):
             name, number = f"{base}-{number}", number + 1
         named[name] = source
     return named

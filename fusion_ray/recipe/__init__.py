@@ -15,7 +15,7 @@ from fusion_ray.recipe.fused import AvgCE, BytesAlign, DtwAlign, Fused, MinCE
 from fusion_ray.recipe.loading import load_recipe, parse_recipe
 from fusion_ray.recipe.merged import Merged
 from fusion_ray.recipe.models import Model, Source
-from fusion_ray.recipe.recipe import RESERVED_NAMES, Recipe
+from fusion_ray.recipe.recipe import Recipe, is_reserved
 from fusion_ray.recipe.report import Evaluate, HarnessTask, Judge, LocalTask, Report
 from fusion_ray.recipe.section import PLACEMENT, TEACHING, Section
 from fusion_ray.recipe.targets import CONTROL_ARMS, Adapter, ControlArm, EarlyStop, Offload, Targets
@@ -23,7 +23,6 @@ from fusion_ray.recipe.targets import CONTROL_ARMS, Adapter, ControlArm, EarlySt
 __all__ = [
     "CONTROL_ARMS",
     "PLACEMENT",
-    "RESERVED_NAMES",
     "TEACHING",
     "Actors",
     "Adapter",
@@ -58,6 +57,7 @@ __all__ = [
     "Targets",
     "TransformersEngine",
     "VllmEngine",
+    "is_reserved",
     "load_recipe",
     "parse_recipe",
 ]  # fmt: skip

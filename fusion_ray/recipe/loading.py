@@ -15,6 +15,9 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
     Raises:
         RecipeError: The file is missing, is not YAML, or a key or value in it is wrong.
+
+    >>> load_recipe("jobs/recipes/demo.yaml", ("targets.epochs=1",)).targets.epochs
+    1.0
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -19,9 +19,14 @@ from fusion_ray.recipe.report import Evaluate, Judge, Report
 from fusion_ray.recipe.section import Name, Section
 from fusion_ray.recipe.targets import CONTROL_ARMS, Targets
 
-# What else has a name in a run's folders and tables: no source may have it too.
-RESERVED_NAMES = frozenset({"pivot", "merged", "multi", "answers", "oracle", "gold", *CONTROL_ARMS})
+# What else has a name in a run's folders and tables.
+_RESERVED_NAMES = frozenset({"pivot", "merged", "multi", "answers", "oracle", "gold", *CONTROL_ARMS})
 _OF_A_ROUND = re.compile(r"round-\d+")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether something in a run's folders or tables has this name, so that no source may have it."""
+    return name in _RESERVED_NAMES or bool(_OF_A_ROUND.fullmatch(name))
 
 
 class Recipe(Section):
@@ -46,7 +51,7 @@ class Recipe(Section):
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]
         for name in names:
-            if name in RESERVED_NAMES or _OF_A_ROUND.fullmatch(name) or names.count(name) > 1:
+            if is_reserved(name) or names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
         return self
 

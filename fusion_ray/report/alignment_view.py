@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from fusion_ray.distributions.score import read_scored
 from fusion_ray.fused.align.groups import pair_turns
-from fusion_ray.fused.align.view import Entry, TokenView, ViewSide, show_spaces, view_turn
+from fusion_ray.fused.align.view import Entry, TokenView, ViewSide, view_turn
 from fusion_ray.fused.fuse import Fuser
 
 _MOST_TOKENS = 160
@@ -53,11 +53,11 @@ def view_alignment(fuser: Fuser, source: str, pivot_row: pa.Table, source_row: p
 def _plain_tokens(tokens: Sequence[TokenView]) -> list[dict[str, Any]]:
     plain: list[dict[str, Any]] = []
     for token in tokens:
-        plain.append({"text": show_spaces(token.token), "real": token.real, "top": _plain_entries(token.top)})
+        plain.append({"text": token.shown, "real": token.real, "top": _plain_entries(token.top)})
         if token.projected_real is not None:
             plain[-1] |= {"projected": _plain_entries(token.projected), "projected_real": token.projected_real}
     return plain
 
 
 def _plain_entries(entries: Sequence[Entry]) -> list[list[Any]]:
-    return [[show_spaces(entry.token), round(entry.probability, 4), entry.is_real] for entry in entries]
+    return [[entry.shown, round(entry.probability, 4), entry.is_real] for entry in entries]

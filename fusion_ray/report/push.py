@@ -1,4 +1,4 @@
-"""`fusion-ray push`: send a merged model to the Hugging Face Hub; without `--yes` only say what would be sent.
+"""Send a merged model to the Hugging Face Hub, or only say what would be sent.
 
 The token is read from the environment variable HF_TOKEN alone, goes to the Hub alone, and never into a message.
 """
@@ -24,11 +24,13 @@ class Parcel(NamedTuple):
         folder: The model folder.
         files: Size in bytes by name.
         local_paths: Paths of this machine that the card or the merge configuration would make public.
+        url: Address of the commit once it is sent.
     """
 
     folder: Path
     files: dict[str, int]
     local_paths: tuple[str, ...]
+    url: str = ""
 
 
 def pack(run: str) -> Parcel:
@@ -53,7 +55,7 @@ def pack(run: str) -> Parcel:
     return Parcel(folder, files, tuple(found))
 
 
-def send(parcel: Parcel, repository: str, *, private: bool) -> str:
+def send(parcel: Parcel, repository: str, *, private: bool) -> Parcel:
     """Make the repository if it is not there, and put all files into it as one commit.
 
     Args:
@@ -62,7 +64,7 @@ def send(parcel: Parcel, repository: str, *, private: bool) -> str:
         private: Whether a new repository is private.
 
     Returns:
-        Address of the commit.
+        The parcel, with the address of the commit.
 
     Raises:
         RecipeError: HF_TOKEN is not set, or the repository's name is none.
@@ -92,4 +94,4 @@ def send(parcel: Parcel, repository: str, *, private: bool) -> str:
             f"push: {repository} could not be written ({reason}). Check the name, that the token may write there, and "
             "that HF_HUB_OFFLINE is not set."
         ) from None
-    return str(commit.commit_url)
+    return parcel._replace(url=str(commit.commit_url))

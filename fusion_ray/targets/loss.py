@@ -53,6 +53,16 @@ def fusion_loss(
         bias_V: Bias of the output head, if it has one.
         soft_cap: Logits are squashed to soft_cap * tanh(logit / soft_cap), as Gemma does.
         chunk_bytes: Size of one chunk's float32 logits.
+
+    >>> from fusion_ray.targets.soft_target import soft_target
+    >>> gold_N, chosen_N = torch.tensor([1, 2]), torch.tensor([1, -1])  # Source 1 teaches the first position.
+    >>> ids_NK, logprobs_NK = torch.tensor([[1, 3], [2, 0]]), torch.tensor([[0.6, 0.3], [0.9, 0.1]]).log()
+    >>> target = soft_target(gold_N, ids_NK, logprobs_NK, chosen_N, lambda_=0.5)
+    >>> hidden_ND = torch.zeros(2, 4, requires_grad=True)  # So Q is uniform over the 8 tokens.
+    >>> found = fusion_loss(hidden_ND, torch.ones(8, 4), target)
+    >>> found.loss.backward()
+    >>> [round(nats, 3) for nats in found.gold_N.tolist()]
+    [2.079, 2.079]
     """
     options = _Options(divergence, denominator or max(len(target), 1), soft_cap, chunk_bytes, torch.is_grad_enabled())
     return FusionLoss(*_FusionLoss.apply(hidden_ND, head_VD, bias_V, target, options))

@@ -88,6 +88,11 @@ def soft_target(
             that there is none: entries were drawn from P, and stand for all of it without bias (random sampling KD,
             arXiv 2503.16870; see `models.head.keep_draws`).
         temperature: Above 1 flattens P; must be 1 under `sampled`, whose entries would else be biased.
+
+    >>> gold_N, chosen_N = torch.tensor([1]), torch.tensor([1])
+    >>> target = soft_target(gold_N, torch.tensor([[1, 3]]), torch.tensor([[0.6, 0.3]]).log(), chosen_N, lambda_=0.2)
+    >>> [round(p, 3) for p in target.probs_NK[0].tolist()], round(target.tail_N.item(), 3)
+    ([0.6, 0.3], 0.1)
     """
     logprobs_NK = logprobs_NK.float().masked_fill(ids_NK < 0, -torch.inf)
     taught_N = (chosen_N != NO_TEACHER) & (ids_NK >= 0).any(dim=1)

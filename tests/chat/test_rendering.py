@@ -5,7 +5,7 @@ import pytest
 import toys.models as toy_models
 
 from fusion_ray.chat import break_off, choose_template, cut, pivot_template, render, render_all
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import control_tokens, read_vocabulary
 from fusion_ray.errors import AlignmentError, RecipeError
 
 
@@ -30,7 +30,7 @@ def turn_bytes(tokenizer, rendered, index: int) -> bytes:
     """The bytes of a turn's answer tokens without its end-of-turn token, read from the vocabulary."""
     turn = rendered.turns[index]
     ids = rendered.input_ids[turn.start : turn.stop - turn.ended]
-    return b"".join(token_table(tokenizer).pieces[i] for i in ids)
+    return b"".join(read_vocabulary(tokenizer).tokens[i] for i in ids)
 
 
 TOKENIZERS = {
@@ -60,7 +60,7 @@ def check(tokenizer, messages, template="native"):
         assert (np.diff(turn.boundaries) >= 0).all()
         assert len(turn) == 0 or (turn.boundaries[0] >= 0 and turn.boundaries[-1] == turn.n_bytes)
         if turn.ended:
-            assert int(rendered.input_ids[turn.stop - 1]) in token_table(tokenizer).special
+            assert int(rendered.input_ids[turn.stop - 1]) in control_tokens(tokenizer).ids
         before = turn.stop
     return rendered
 
@@ -95,7 +95,7 @@ def test_byte_level_tokens_between_the_boundaries_are_the_answers_bytes(answer):
     turn, raw = rendered.turns[0], answer.encode()
     starts = [0, *turn.boundaries[:-1]]
     for t in range(len(turn) - 1):
-        piece = token_table(tokenizer).pieces[rendered.input_ids[turn.start + t]]
+        piece = read_vocabulary(tokenizer).tokens[rendered.input_ids[turn.start + t]]
         assert piece.endswith(raw[starts[t] : turn.boundaries[t]])
     # "assistant\n" and an answer that begins with a newline may share a token, and so may its end and the template's.
     assert turn_bytes(tokenizer, rendered, 0).strip() == raw.strip()
@@ -175,7 +175,7 @@ def test_a_templates_space_folds_into_the_first_token():
     tokenizer = toy_models.sentencepiece_tokenizer()
     rendered = render(tokenizer, [user("x"), assistant("the end")])
     turn = rendered.turns[0]
-    first = token_table(tokenizer).pieces[rendered.input_ids[turn.start]]
+    first = read_vocabulary(tokenizer).tokens[rendered.input_ids[turn.start]]
     assert first.startswith(b" t") and turn.boundaries[0] == len(first) - 1
 
 
@@ -387,13 +387,13 @@ def test_a_tokenizer_that_is_let_go_leaves_no_table_behind():
     import copy
     import gc
 
-    from fusion_ray.chat.token_ends import _TABLES
+    from fusion_ray.chat.vocabulary import _READ
 
     gc.collect()
-    before = len(_TABLES)
+    before = len(_READ)
     passing = copy.deepcopy(toy_models.byte_level_tokenizer())
     render(passing, [user("a"), assistant("b")], "chatml")
-    assert len(_TABLES) == before + 1
+    assert len(_READ) == before + 1
     del passing
     gc.collect()
-    assert len(_TABLES) == before
+    assert len(_READ) == before

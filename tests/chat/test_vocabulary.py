@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from toys.tokenizers import END, FAMILIES, TEXTS, end_of, read_toy, toy_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from fusion_ray.chat.vocabulary import make_vocabulary, read_vocabulary
+from fusion_ray.chat.vocabulary import control_tokens, make_vocabulary, read_vocabulary, refuse_unjoinable
 from fusion_ray.errors import RecipeError
 from fusion_ray.fused.align.encoder import MidTextEncoder
 
@@ -86,7 +86,7 @@ def test_ids_without_a_token_have_no_bytes() -> None:
 
 def test_wordpiece_and_slow_tokenizers_are_refused() -> None:
     with pytest.raises(RecipeError, match="WordPiece"):
-        read_vocabulary(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")))
+        refuse_unjoinable(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")))
     with pytest.raises(RecipeError, match="no fast tokenizer"):
         read_vocabulary(object())
 
@@ -95,3 +95,17 @@ def test_vocabularies_differ_if_a_flag_differs() -> None:
     assert make_vocabulary([b"a", b"b"]).same_as(make_vocabulary([b"a", b"b"]))
     assert not make_vocabulary([b"a", b"b"]).same_as(make_vocabulary([b"ab", b""]))
     assert not make_vocabulary([b"a", b"b"]).same_as(make_vocabulary([b"a", b"b"], special=[1]))
+
+
+def test_what_a_token_is_written_with_is_what_the_tokenizer_says_and_not_what_it_looks_like() -> None:
+    """Rendering and alignment read one table: here `_` begins words, and `<0x41>` is six letters."""
+    vocabulary = {"_a": 0, "<0x41>": 1, "▁b": 2, "_": 3, "<unk>": 4}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="_")
+    tokenizer.decoder = decoders.Metaspace(replacement="_")
+    tokenizer.add_special_tokens(["<end>"])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>")
+    read = read_vocabulary(wrapped)
+    assert read.tokens[:5] == [b" a", b"<0x41>", "▁b".encode(), b" ", b""]
+    assert 5 in read.added and 5 in control_tokens(wrapped).ids and "<end>" in control_tokens(wrapped).texts
+    assert read_vocabulary(wrapped) is read

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toys.tokenizers import END, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
 
-from fusion_ray.chat.answer_tokens import Answers, AnswerTurn, gather_answers
+from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.chat.vocabulary import make_vocabulary
 from fusion_ray.errors import AlignmentError
 from fusion_ray.fused.align import leaves
@@ -222,7 +222,7 @@ def test_columns_that_do_not_belong_together_are_refused() -> None:
         project(one, one, kept([{0: 0.5}] * 2, [0.5] * 2), hand_made_projector())
     with pytest.raises(AlignmentError, match="the same rows"):
         project(gather_answers([[], [turn([0], [1])]]), one, topk, hand_made_projector())
-    broken = Answers(one.ids_T, one.boundaries_T, np.array([0, 2]), one.ended, one.row_offsets)
+    broken = AnswerTokens(one.ids_T, one.boundaries_T, np.array([0, 2]), one.ended, one.row_offsets)
     with pytest.raises(AlignmentError, match="do not fit"):
         project(broken, one, topk, hand_made_projector())
 

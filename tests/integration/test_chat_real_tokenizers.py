@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fusion_ray.chat import pivot_template, render
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import AlignmentError
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,7 @@ def check(name: str, messages) -> None:
     rendered = render(tokenizer, messages)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     assert len(rendered.turns) == len(answers) and not rendered.normalised
-    pieces = token_table(tokenizer).pieces
+    pieces = read_vocabulary(tokenizer).tokens
     for answer, turn in zip(answers, rendered.turns, strict=True):
         *inner, last = rendered.input_ids[turn.start : turn.stop].tolist()
         assert turn.ended and tokenizer.convert_ids_to_tokens(last) == END_OF_TURN[name]

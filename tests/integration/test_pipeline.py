@@ -1,5 +1,6 @@
 """The tiny recipe whole on local Ray: everything it promises to leave behind, and again after kill -9 in each stage."""
 
+import doctest
 import json
 import os
 import signal
@@ -11,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import yaml
 from toys.targets import much_behind
 from toys.tiny_demo import Toys, make_toys
 
+from fusion_ray import api
 from fusion_ray.distributions.stage import build_distributions
 from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.pipeline.run import run
 from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.progress import silent
 from fusion_ray.recipe import Recipe, load_recipe
+from fusion_ray.report.reading import RunReport
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -48,6 +52,30 @@ def test_a_run_leaves_every_artifact_done_and_a_second_run_makes_nothing(finishe
     before = {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
     run(finished)
     assert before == {path: path.stat().st_mtime_ns for path in Path(finished.folder).rglob("MANIFEST.json")}
+
+
+def test_the_examples_of_the_public_functions_hold(
+    toys: Toys, finished: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run in a folder where `fusion-ray demo` has been; here lies the tiny demo."""
+    recipe = yaml.safe_load(toys.recipe_path.read_text()) | {"name": "demo", "runs": "runs"}
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(finished.folder)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name in ("models", "chats.jsonl"):
+        (tmp_path / "demo" / name).symlink_to(toys.recipe_path.parent / name)
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(api)
+    assert found.failed == 0 and found.attempted > 15
+
+
+def test_a_notebook_shows_the_report_as_a_table_of_escaped_text(finished: Recipe) -> None:
+    report = RunReport.read(finished.folder)
+    shown = report._repr_html_()
+    assert str(report) in shown and "<td>target:code</td>" in shown
+    assert report.documents().column_names[:3] == ["id", "domain", "n_bytes"]
+    assert Path(report.merged, "config.json").is_file() and Path(report.page).is_file()
 
 
 def test_shard_i_of_every_stage_holds_the_rows_of_shard_i_of_the_corpus(finished: Recipe) -> None:

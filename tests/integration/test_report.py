@@ -12,7 +12,7 @@ from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.pipeline.run import run as run_recipe
 from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.recipe import Recipe
-from fusion_ray.report.reading import read_report
+from fusion_ray.report.reading import RunReport
 from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.shards import read_shard
 
@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def test_every_model_of_the_run_has_a_score_in_every_domain(run: Recipe) -> None:
-    report = read_report(run.folder)
+    report = RunReport.read(run.folder).content
     assert list(report["bits_per_byte"]) == ["pivot", "source:math", "sft", "target:math", "merged"]
     for by_domain in report["bits_per_byte"].values():
         assert by_domain.keys() == {"<b>sums</b>", "code", "overall"}
@@ -41,13 +41,15 @@ def test_the_pivots_score_is_the_one_its_distributions_shards_say(run: Recipe) -
     tables = [read_shard(scored.folder, shard) for shard in read_manifest(scored.folder).shards_of("heldout")]
     nats = -sum(value for table in tables for row in table["real_logprobs"].to_pylist() for value in row)
     n_bytes = sum(sum(table["n_bytes"].to_pylist()) for table in tables)
-    report = read_report(run.folder)
+    report = RunReport.read(run.folder).content
     assert report["heldout"]["bytes"] == n_bytes
     assert report["bits_per_byte_micro"]["pivot"] == pytest.approx(nats / 0.6931471805599453 / n_bytes)
 
 
 def test_every_artifact_that_ray_made_says_its_peak_memory(run: Recipe) -> None:
-    made = [stage for stage in read_report(run.folder)["stages"] if stage["stage"] in ("corpus", "distributions")]
+    made = [
+        stage for stage in RunReport.read(run.folder).content["stages"] if stage["stage"] in ("corpus", "distributions")
+    ]
     assert len(made) == 3
     for stage in made:
         assert 50 << 20 < stage["peak_bytes"]["worker"] < 8 << 30
@@ -55,7 +57,7 @@ def test_every_artifact_that_ray_made_says_its_peak_memory(run: Recipe) -> None:
 
 
 def test_the_report_counts_itself_as_far_as_its_files(run: Recipe) -> None:
-    report = read_report(run.folder)
+    report = RunReport.read(run.folder).content
     last = report["stages"][-1]
     finished = read_manifest(f"{run.folder}/6_report")
     assert last["stage"] == "report"
@@ -66,14 +68,14 @@ def test_the_report_counts_itself_as_far_as_its_files(run: Recipe) -> None:
 
 
 def test_samples_hold_an_answer_of_every_model_made_from_the_pivot(run: Recipe) -> None:
-    samples = read_report(run.folder)["samples"]
+    samples = RunReport.read(run.folder).content["samples"]
     assert len(samples) == run.report.samples
     assert all(sample["answers"].keys() == {"pivot", "sft", "target:math", "merged"} for sample in samples)
     assert {sample["domain"] for sample in samples} == {"<b>sums</b>", "code"}
 
 
 def test_the_views_tokens_join_to_the_answers_and_nothing_is_lost_in_projection(run: Recipe) -> None:
-    views = read_report(run.folder)["views"]
+    views = RunReport.read(run.folder).content["views"]
     assert len(views) == run.report.views
     for view in views:
         for group in view["groups"]:

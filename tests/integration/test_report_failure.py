@@ -6,7 +6,7 @@ import pytest
 from toys.run import make_recipe
 
 from fusion_ray.pipeline.run import run
-from fusion_ray.report.reading import read_report
+from fusion_ray.report.reading import RunReport
 
 # Ray sets its own deprecated options while it makes its defaults; DeepSpeed and Torch warn of each other.
 pytestmark = [
@@ -22,7 +22,7 @@ def test_a_source_that_knows_nothing_is_reported_as_no_help(tmp_path: Path) -> N
     }  # fmt: skip
     recipe = make_recipe(tmp_path, rows=100, targets=targets)
     run(recipe)
-    report = read_report(recipe.folder)
+    report = RunReport.read(recipe.folder).content
     assert report["bits_per_byte"]["sft"]["overall"] < report["bits_per_byte"]["pivot"]["overall"]
     assert report["verdict"]["helped"] is False
     assert report["verdict"]["text"].startswith("Fusion did not help: ")

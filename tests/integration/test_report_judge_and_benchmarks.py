@@ -11,7 +11,7 @@ from toys.vllm_server import vllm_server
 
 from fusion_ray.pipeline.run import run
 from fusion_ray.recipe import parse_recipe
-from fusion_ray.report.reading import read_report
+from fusion_ray.report.reading import RunReport
 
 # Ray sets its own deprecated options while it makes its defaults.
 pytestmark = [
@@ -47,8 +47,8 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
         judged = parse_recipe(recipe.model_dump(mode="json") | {"judge": judge, "evaluate": evaluate})
         run(judged)
     place = Path(judged.folder) / "6_report"
-    found = read_report(judged.folder)["judge"]
-    benchmarks = read_report(judged.folder)["benchmarks"]
+    found = RunReport.read(judged.folder).content["judge"]
+    benchmarks = RunReport.read(judged.folder).content["benchmarks"]
     judgments = [json.loads(line) for line in (place / "judge" / "judgments.jsonl").read_text().splitlines()]
 
     assert list(found["ratings"]) == MODELS
@@ -81,7 +81,7 @@ def test_all_models_answer_are_judged_in_both_orders_and_nothing_is_asked_twice(
     run(judged)
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    again = read_report(judged.folder)
+    again = RunReport.read(judged.folder).content
     assert (again["judge"], again["benchmarks"]) == (found, benchmarks)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion_ray.chat import render
-from fusion_ray.chat.token_ends import token_table
+from fusion_ray.chat.vocabulary import read_vocabulary
 
 contents = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 conversations = st.lists(st.tuples(contents, contents), min_size=1, max_size=3)
@@ -28,7 +28,7 @@ def test_a_byte_level_answer_is_the_bytes_of_its_tokens(pairs):
     rendered = render(tokenizer, as_messages(pairs))
     for (_, answer), turn in zip(pairs, rendered.turns, strict=True):
         ids = rendered.input_ids[turn.start : turn.stop - 1]
-        pieces = b"".join(token_table(tokenizer).pieces[i] for i in ids)
+        pieces = b"".join(read_vocabulary(tokenizer).tokens[i] for i in ids)
         assert answer.encode() in pieces
         assert turn.ended and turn.n_bytes == len(answer.encode())
         assert turn.boundaries[-1] == turn.n_bytes

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from toys.report import EVIL, MODELS, make_heldout, make_report
 
-from fusion_ray.cli.show import report_tables
+from fusion_ray.cli.show import comparison_tables, report_tables
 from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifactError
 from fusion_ray.report.benchmarks import compare_benchmarks
 from fusion_ray.report.choices import count_choices, sum_choices
@@ -20,7 +20,7 @@ from fusion_ray.report.history import read_curve
 from fusion_ray.report.model_card import add_scores
 from fusion_ray.report.numbers import derive_seed, differences_to_report, measure
 from fusion_ray.report.page import headline, render_page, tell_story
-from fusion_ray.report.reading import read_report
+from fusion_ray.report.reading import RunReport
 from fusion_ray.report.statistics.rates import Scores
 from fusion_ray.report.weights import weights_by_part
 
@@ -36,7 +36,8 @@ def _save(folder: Path, heldout: HeldOut) -> str:
 
 def _text(*runs: str) -> str:
     console = Console(file=io.StringIO(), width=200)
-    for renderable in report_tables(*runs):
+    reports = [RunReport.read(run) for run in runs]
+    for renderable in report_tables(*reports) if len(runs) == 1 else comparison_tables(list(runs), *reports):
         console.print(renderable)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
@@ -232,8 +233,8 @@ def test_show_says_when_two_runs_hold_out_different_documents(tmp_path: Path) ->
 
 def test_a_run_without_a_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="fusion-ray run"):
-        read_report(str(tmp_path))
+        RunReport.read(str(tmp_path))
     folder = Path(_save(tmp_path / "a", make_heldout()))
     (folder / "6_report" / "report.json").write_text("[]")
     with pytest.raises(CorruptArtifactError, match="not a report"):
-        read_report(str(folder))
+        RunReport.read(str(folder))

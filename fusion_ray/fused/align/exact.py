@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.errors import AlignmentError
 from fusion_ray.fused.align.faults import FAULTS, find_faults, find_other_texts
 from fusion_ray.fused.align.groups import FINE, Groups, find_groups, pair_turns
@@ -56,8 +56,8 @@ class Projection:
 
 
 def project(
-    pivot: Answers,
-    source: Answers,
+    pivot: AnswerTokens,
+    source: AnswerTokens,
     source_topk: TopK,
     projector: Projector,
     *,
@@ -102,7 +102,7 @@ def project(
     return _summarise(groups, inputs, outputs, differs_G, problems)
 
 
-def _check_columns(pivot: Answers, source: Answers, source_topk: TopK) -> None:
+def _check_columns(pivot: AnswerTokens, source: AnswerTokens, source_topk: TopK) -> None:
     pivot.check("pivot")
     source.check("source")
     if len(source) != len(source_topk) or len(source_topk.ids_TK) != len(source_topk):
@@ -117,9 +117,9 @@ def _check_columns(pivot: Answers, source: Answers, source_topk: TopK) -> None:
         )
 
 
-def _own(answers: Answers) -> Answers:
+def _own(answers: AnswerTokens) -> AnswerTokens:
     """Writable arrays of the documented types: for any other, the loops would be compiled once more."""
-    return Answers(
+    return AnswerTokens(
         np.require(answers.ids_T, np.int32, ["C", "W"]),
         np.require(answers.boundaries_T, np.int32, ["C", "W"]),
         np.require(answers.turn_offsets, np.int64, ["C", "W"]),

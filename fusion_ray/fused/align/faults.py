@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.chat.vocabulary import Vocabulary
 from fusion_ray.fused.align.groups import DECREASING, END, FINE, NOT_COVERED, Groups
 from fusion_ray.fused.align.projector import Projector
@@ -28,7 +28,7 @@ FAULTS = {
 
 
 def find_faults(
-    pivot: Answers, source: Answers, source_topk: TopK, partner: np.ndarray, projector: Projector
+    pivot: AnswerTokens, source: AnswerTokens, source_topk: TopK, partner: np.ndarray, projector: Projector
 ) -> np.ndarray:
     """Fault of each pivot turn and its partner, int8 [turns]; FINE where the numbers can be worked with."""
     faults_S = _fault_of_positions(
@@ -42,7 +42,7 @@ def find_faults(
 
 
 def find_other_texts(
-    groups: Groups, differs_G: np.ndarray, pivot: Answers, source: Answers, projector: Projector
+    groups: Groups, differs_G: np.ndarray, pivot: AnswerTokens, source: AnswerTokens, projector: Projector
 ) -> np.ndarray:
     """Tell texts that differ from one text that a tokenizer has changed (Unicode normalisation, case, spaces).
 
@@ -68,7 +68,7 @@ def find_other_texts(
     return np.where(is_other, OTHER_TEXT, FINE).astype(np.int8)
 
 
-def _same_letters(groups: Groups, turn: int, pivot: Answers, source: Answers, projector: Projector) -> bool:
+def _same_letters(groups: Groups, turn: int, pivot: AnswerTokens, source: AnswerTokens, projector: Projector) -> bool:
     inside = np.flatnonzero((groups.turn == turn) & (groups.place & END == 0))
     first, last = inside[0], inside[-1]
     ours = _letters(projector.pivot, pivot.ids_T[groups.pivot_start[first] : groups.pivot_stop[last]])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.fused.compiled import compiled
 
 FINE, DECREASING, NOT_COVERED = 0, 1, 2
@@ -35,7 +35,7 @@ class Groups:
         return len(self.turn)
 
 
-def find_groups(pivot: Answers, source: Answers, partner: np.ndarray, same_vocabulary: bool) -> Groups:
+def find_groups(pivot: AnswerTokens, source: AnswerTokens, partner: np.ndarray, same_vocabulary: bool) -> Groups:
     """Cut every turn into groups.
 
     The answer start is a cut, and so is its end where both sides have ended; tokens without bytes join the group
@@ -59,7 +59,7 @@ def find_groups(pivot: Answers, source: Answers, partner: np.ndarray, same_vocab
     )  # fmt: skip
 
 
-def pair_turns(pivot: Answers, source: Answers) -> np.ndarray:
+def pair_turns(pivot: AnswerTokens, source: AnswerTokens) -> np.ndarray:
     """Source turn of each pivot turn of the same row, -1 where the source was cut before it, int64."""
     partner = np.full(len(pivot.ended), -1, dtype=np.int64)
     for row in range(len(pivot.row_offsets) - 1):

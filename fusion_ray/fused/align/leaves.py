@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.chat.vocabulary import Vocabulary
 from fusion_ray.fused.align.groups import END, FIRST, INNER, LAST, Groups
 from fusion_ray.fused.align.projector import ENDED, TEXT, Projector
@@ -44,7 +44,7 @@ class Comparison(NamedTuple):
     differs_G: np.ndarray
 
 
-def compare_groups(groups: Groups, pivot: Answers, source: Answers, projector: Projector) -> Comparison:
+def compare_groups(groups: Groups, pivot: AnswerTokens, source: AnswerTokens, projector: Projector) -> Comparison:
     """Find the space that only one template puts before a turn, and groups whose bytes differ.
 
     Whitespace at the end of a turn may be stripped on one side.
@@ -58,7 +58,12 @@ def compare_groups(groups: Groups, pivot: Answers, source: Answers, projector: P
 
 
 def find_leaves(
-    groups: Groups, fold_G: np.ndarray, pivot: Answers, source: Answers, ids_SK: np.ndarray, projector: Projector
+    groups: Groups,
+    fold_G: np.ndarray,
+    pivot: AnswerTokens,
+    source: AnswerTokens,
+    ids_SK: np.ndarray,
+    projector: Projector,
 ) -> Leaves:
     """List the leaves that need more than a source id, and look their pivot tokens up."""
     extra_S = np.full(len(source), -1, dtype=np.int64)

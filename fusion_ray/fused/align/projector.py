@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusion_ray.chat.answer_tokens import offsets_of
-from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary
+from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary, refuse_unjoinable
 from fusion_ray.errors import AlignmentError
 from fusion_ray.fused.align.encoder import MidTextEncoder
 from fusion_ray.fused.align.strings import StringTable
@@ -82,6 +82,8 @@ def build_projector(
         RecipeError: A tokenizer whose tokens do not join to the text.
         AlignmentError: Counts that are not finite or of other ids, or an end-of-turn token outside of it.
     """
+    for tokenizer in (pivot_tokenizer, source_tokenizer):
+        refuse_unjoinable(tokenizer)
     pivot, source = read_vocabulary(pivot_tokenizer), read_vocabulary(source_tokenizer)
     _check_ends(pivot, pivot_end, "pivot")
     _check_ends(source, source_end, "source")

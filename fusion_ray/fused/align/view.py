@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.chat.vocabulary import Vocabulary
 from fusion_ray.fused.align.groups import Groups
 from fusion_ray.storage.topk import TopK
@@ -17,6 +17,11 @@ class Entry:
     token: str
     probability: float
     is_real: bool
+
+    @property
+    def shown(self) -> str:
+        """Its text with white space made visible."""
+        return _show_spaces(self.token)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class TokenView:
     projected: tuple[Entry, ...] = ()
     projected_real: float | None = None
 
+    @property
+    def shown(self) -> str:
+        """Its text with white space made visible."""
+        return _show_spaces(self.token)
+
 
 @dataclass(frozen=True)
 class GroupView:
@@ -57,7 +67,7 @@ class GroupView:
 class ViewSide:
     """One model of a view; `topk` is None where only its tokenizer is at hand."""
 
-    answers: Answers
+    answers: AnswerTokens
     vocabulary: Vocabulary
     topk: TopK | None = None
 
@@ -143,10 +153,10 @@ def _entries(topk: TopK | None, position: int, vocabulary: Vocabulary, real: int
     )
 
 
-def show_spaces(text: str) -> str:
+def _show_spaces(text: str) -> str:
     """A token's text with its white space made visible.
 
-    >>> show_spaces(" a\\n"), show_spaces("")
+    >>> _show_spaces(" a\\n"), _show_spaces("")
     ('·a⏎', '∅')
     """
     return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "∅"

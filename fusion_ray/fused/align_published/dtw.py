@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import Answers
+from fusion_ray.chat.answer_tokens import AnswerTokens
 from fusion_ray.fused.align.exact import Projection, project
 from fusion_ray.fused.align.groups import find_groups, pair_turns
 from fusion_ray.fused.align.projector import Projector
@@ -21,8 +21,8 @@ ONE_HOT = -1
 
 
 def project_dtw(
-    pivot: Answers,
-    source: Answers,
+    pivot: AnswerTokens,
+    source: AnswerTokens,
     source_topk: TopK,
     projector: Projector,
     vocabulary_map: VocabularyMap,
@@ -61,7 +61,7 @@ def project_dtw(
 
 
 def count_pairs(
-    pivot: Answers, source: Answers, vocabulary_map: VocabularyMap, projector: Projector
+    pivot: AnswerTokens, source: AnswerTokens, vocabulary_map: VocabularyMap, projector: Projector
 ) -> PairCounts:  # fmt: skip
     """Count which tokens are aligned in a shard, for `ms`; any map of the two vocabularies serves."""
     problems = find_groups(pivot, source, pair_turns(pivot, source), projector.same_vocabulary).problem
@@ -79,14 +79,14 @@ def count_pairs(
     return sum_pairs(joined[0], joined[1], np.ones(joined.shape[1], dtype=np.int64))
 
 
-def _text_of(answers: Answers, turn: int) -> slice:
+def _text_of(answers: AnswerTokens, turn: int) -> slice:
     """The tokens of a turn without its end-of-turn token."""
     start, stop = int(answers.turn_offsets[turn]), int(answers.turn_offsets[turn + 1])
     return slice(start, max(start, stop - int(answers.ended[turn])))
 
 
 def _place_turn(
-    pivot: Answers, turn: int, source: Answers, other: int, vocabulary_map: VocabularyMap, row_T: np.ndarray
+    pivot: AnswerTokens, turn: int, source: AnswerTokens, other: int, vocabulary_map: VocabularyMap, row_T: np.ndarray
 ) -> None:
     """Find the source row for every row of a turn: rows are over the token after the matched one."""
     ours, theirs = _text_of(pivot, turn), _text_of(source, other)
@@ -161,13 +161,13 @@ def _move(
                 out_real[t] = out_logprobs[t, i]
 
 
-def _count_wrong(pivot: Answers, source: Answers, row_T: np.ndarray, transferred_T: np.ndarray) -> int:
+def _count_wrong(pivot: AnswerTokens, source: AnswerTokens, row_T: np.ndarray, transferred_T: np.ndarray) -> int:
     """Distributions that stand at another byte of the answer than the token that they are to teach."""
     ours, theirs = _starts(pivot), _starts(source)
     return int((ours[transferred_T] != theirs[row_T[transferred_T]]).sum())
 
 
-def _starts(answers: Answers) -> np.ndarray:
+def _starts(answers: AnswerTokens) -> np.ndarray:
     """Byte at which each token begins."""
     starts = np.concatenate([[0], answers.boundaries_T[:-1]])[: len(answers)]
     first = answers.turn_offsets[:-1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusion_ray.chat.answer_tokens import offsets_of
-from fusion_ray.chat.vocabulary import describe, find_marker, list_tokens
+from fusion_ray.chat.vocabulary import describe, find_marker, list_tokens, refuse_unjoinable
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,7 @@ def read_spellings(tokenizer: Any) -> Spellings:
     Raises:
         RecipeError: It is a slow tokenizer, or of a kind that cannot be aligned.
     """
+    refuse_unjoinable(tokenizer)
     data = describe(tokenizer)
     found = {token_id: token for token, token_id in list_tokens(data)}
     found |= {item["id"]: item["content"] for item in data["added_tokens"]}
