@@ -14,14 +14,8 @@ from fusion_ray.errors import MissingArtifactError
 from fusion_ray.merged.execute import FileRecord
 from fusion_ray.merged.plan import DTYPES
 from fusion_ray.storage.filesystem import exists, join, list_files, read_bytes, write_bytes
+from fusion_ray.storage.model_files import TOKENIZER_FILES
 
-_TOKENIZER_FILES = frozenset(
-    {
-        "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
-        "preprocessor_config.json", "processor_config.json",
-    }
-)  # fmt: skip
 _NAMES_BY_DTYPE = {stored: name for name, stored in DTYPES.items()}
 NEVER_COPIED_FROM_CONFIG = ("_name_or_path", "quantization_config")
 
@@ -74,7 +68,7 @@ def finish_folder(
 def copy_tokenizer(donor: str, folder: str) -> None:
     """Copy the files of a model's tokenizer, its chat template included."""
     for name in list_files(donor):
-        if name in _TOKENIZER_FILES:
+        if name in TOKENIZER_FILES:
             write_bytes(join(folder, name), read_bytes(join(donor, name)))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_ray.errors import EngineError
+from fusion_ray.storage.model_files import config_sections, text_config, why_no_tokenizer, why_no_weights
 
 _PROBE = "Größe e\u0301 \u212b 漢字 🎉 don't\n\n\tx_1 == 3.14159  # 2026 – ﬁn\r\n  THE end "
 
@@ -18,11 +19,9 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     _require_folder(folder)
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model", "tekken.json")
-    if not any((Path(folder) / name).is_file() for name in names):
-        raise EngineError(
-            f"{folder}: it has no tokenizer (expected tokenizer.json). Copy the model's tokenizer files there."
-        )
+    wrong = why_no_tokenizer(_names(folder))
+    if wrong:
+        raise EngineError(f"{folder} {wrong}. Copy the model's tokenizer files there.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         if not trust_remote_code and not _reads_as_saved(tokenizer, folder):
@@ -77,7 +76,7 @@ def load_model(
     logging.disable_progress_bar()
     config = read_config(folder)
     check_weights(folder)
-    if attention is None and (config.get("text_config") or config).get("attn_logit_softcapping"):
+    if attention is None and text_config(config).get("attn_logit_softcapping"):
         attention = "eager"
     options = {} if attention is None else {"attn_implementation": attention}
     try:
@@ -129,16 +128,13 @@ def check_weights(folder: str) -> None:
     Raises:
         EngineError: No weights, or only pickled ones.
     """
-    root = Path(folder)
-    if any(root.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in root.glob(pattern))
-    if pickles:
-        raise EngineError(
-            f"{folder}: its weights are pickles ({pickles[0]}), which can run code when opened and are never read. "
-            "Convert them once, in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)."
-        )
-    raise EngineError(f"{folder}: it has no weights (expected model.safetensors or model-0000i-of-0000N.safetensors).")
+    wrong = why_no_weights(_names(folder))
+    if wrong:
+        raise EngineError(f"{folder} {wrong}.")
+
+
+def _names(folder: str) -> list[str]:
+    return [path.name for path in Path(folder).iterdir() if path.is_file()]
 
 
 def end_tokens(folder: str, tokenizer: Any) -> frozenset[int]:
@@ -153,7 +149,7 @@ def end_tokens(folder: str, tokenizer: Any) -> frozenset[int]:
     path = Path(folder) / "generation_config.json"
     sections = [_read_object(path)] if path.is_file() else []
     config = read_config(folder)
-    sections += [config, config.get("text_config") or {}, {"eos_token_id": tokenizer.eos_token_id}]
+    sections += [*config_sections(config), {"eos_token_id": tokenizer.eos_token_id}]
     found: set[int] = set()
     for section in sections:
         ends = section.get("eos_token_id")
@@ -167,7 +163,7 @@ def longest_sequence(config: dict[str, Any]) -> int | None:
     >>> longest_sequence({"max_position_embeddings": 2048})
     2048
     """
-    for section in (config, config.get("text_config") or {}):
+    for section in config_sections(config):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
             if isinstance(section.get(key), int):
                 return int(section[key])

@@ -170,6 +170,25 @@ def _lowest_of_equals(logits_MV: torch.Tensor, ids_MK: torch.Tensor, values_MK: 
     return ids_MK.index_put((row[kept], place[kept]), column[kept])
 
 
+class LogitRule(NamedTuple):
+    """What a model does to its logits after the output matrix.
+
+    Attributes:
+        scale: A constant factor: Cohere multiplies by one, Granite divides by one.
+        soft_cap: They become soft_cap * tanh(logit / soft_cap), as Gemma 2 does; None where they do not.
+    """
+
+    scale: float
+    soft_cap: float | None
+
+
+def logit_rule(model: Any) -> LogitRule:
+    """Read it from a Transformers model's config."""
+    config = model.config.get_text_config()
+    factor, divisor = (float(getattr(config, key, None) or 1.0) for key in ("logit_scale", "logits_scaling"))
+    return LogitRule(factor / divisor, getattr(config, "final_logit_softcapping", None))
+
+
 class OutputHead:
     """The last step of a causal language model: its output matrix, and what its config does to the logits after it.
 
@@ -183,18 +202,17 @@ class OutputHead:
         self._matrix = model.get_output_embeddings()
         config = model.config.get_text_config()
         self.n_outputs = int(config.vocab_size if self._matrix is None else self._matrix.weight.shape[0])
-        self._cap = getattr(config, "final_logit_softcapping", None)
-        self._scale = float(getattr(config, "logit_scale", None) or 1.0)
-        self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self._rule = logit_rule(model)
         self.checked = self._matrix is not None and self._agrees_with(model)
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Logits of some hidden states, in the model's own dtype."""
         logits_NV = self._matrix(hidden_ND)
-        if self._scale != 1.0:
-            logits_NV = logits_NV * self._scale
-        if self._cap is not None:
-            logits_NV = torch.tanh(logits_NV / self._cap) * self._cap
+        scale, soft_cap = self._rule
+        if scale != 1.0:
+            logits_NV = logits_NV * scale
+        if soft_cap is not None:
+            logits_NV = torch.tanh(logits_NV / soft_cap) * soft_cap
         return logits_NV
 
     def chunks(self, hidden_ND: torch.Tensor, keep: Keep, positions_at_once: int) -> Iterator[Kept]:

@@ -17,6 +17,7 @@ from fusion_ray.models.generator import Generator, Writing, Written
 from fusion_ray.models.head import Kept, keep_draws, keep_top_k, uniforms_of
 from fusion_ray.models.scorer import Sampling, check_request, check_sizes, empty_top_k
 from fusion_ray.recipe import VllmEngine
+from fusion_ray.storage.model_files import config_sections, text_config
 from fusion_ray.storage.topk import TopK
 
 # Draws need the probabilities of the whole vocabulary in float64, of so many positions at once.
@@ -81,7 +82,7 @@ class VllmScorer:
         self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
-        self._n_outputs = int((config.get("text_config") or config).get("vocab_size") or self.n_tokens)
+        self._n_outputs = int(text_config(config).get("vocab_size") or self.n_tokens)
         check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs, drawn=sampling is not None)
         spare = 0 if sampling else min(_SPARE, self._n_outputs - self.n_tokens)
         self._asked = min(self._top_k + spare, self._n_outputs)
@@ -322,6 +323,5 @@ def _stop(engine: Any) -> None:
 
 
 def _own_dtype(config: dict[str, Any]) -> str:
-    section = config.get("text_config") or {}
-    name = config.get("dtype") or config.get("torch_dtype") or section.get("dtype") or section.get("torch_dtype")
-    return str(name or "auto").removeprefix("torch.")
+    names = [section.get(key) for section in config_sections(config) for key in ("dtype", "torch_dtype")]
+    return str(next(filter(None, names), "auto")).removeprefix("torch.")

@@ -4,12 +4,12 @@ import json
 import re
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fusion_ray.corpus.files import chat_files, read_chats
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import is_reserved, load_recipe
-from fusion_ray.storage.model_files import find_model
+from fusion_ray.storage.model_files import find_model, text_config
 
 _LOOKED_AT = 1000
 
@@ -113,8 +113,7 @@ def write_recipe(pivot: str, sources: list[str], corpus: str, output: Path) -> N
 def _look_at(model: str) -> _Look:
     files = find_model(model)
     folder = Path(files.folder)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
+    config = text_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return _Look(
         (config.get("architectures") or [config.get("model_type", "unknown")])[0],
         int(config.get("vocab_size") or 0),

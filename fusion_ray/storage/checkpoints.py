@@ -16,6 +16,7 @@ from pyarrow import fs
 
 from fusion_ray.errors import CorruptArtifactError, MergeError, MissingArtifactError, NonFiniteError
 from fusion_ray.storage.filesystem import exists, join, list_files, locate, read_bytes
+from fusion_ray.storage.model_files import config_sections, why_no_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -67,8 +68,12 @@ class Checkpoint:
     @property
     def ties_embeddings(self) -> bool:
         """Whether the output projection is the input embedding, as `tie_word_embeddings` says."""
-        inner = self.config.get("text_config") or {}
-        return bool(self.config.get("tie_word_embeddings", inner.get("tie_word_embeddings", False)))
+        known = [
+            section["tie_word_embeddings"]
+            for section in config_sections(self.config)
+            if "tie_word_embeddings" in section
+        ]
+        return bool(known and known[0])
 
 
 def open_checkpoint(folder: str) -> Checkpoint:
@@ -83,13 +88,8 @@ def open_checkpoint(folder: str) -> Checkpoint:
         return Checkpoint(folder, _read_sharded(folder), config)
     if exists(join(folder, SINGLE)):
         return Checkpoint(folder, read_header(join(folder, SINGLE)), config)
-    pickled = [name for name in list_files(folder) if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickled:
-        raise CorruptArtifactError(
-            f"{folder}: only pickled weights ({pickled[0]}), which can run code when opened and are never read. "
-            "Convert them to safetensors first (save_pretrained of a current Transformers does)."
-        )
-    raise MissingArtifactError(f"{folder}: no {SINGLE} and no {INDEX}. Expected a Hugging Face model folder.")
+    wrong = why_no_weights(list_files(folder)) or f"has no {SINGLE} and no {INDEX}"
+    raise MissingArtifactError(f"{folder} {wrong}.")
 
 
 def _read_json(uri: str) -> dict[str, Any]:

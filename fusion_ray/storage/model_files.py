@@ -1,22 +1,72 @@
-"""Find the files of a model, a folder here or in a store or a Hub id, and fingerprint them by content."""
+"""What is known of model folders without loading them: which files there are, what they hold, what is refused.
+
+A model is a folder here, one in a store, or a Hub id; it is fingerprinted by content.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.storage.filesystem import absolute, join, list_files, sha256_of_file, stamp
 from fusion_ray.storage.node_cache import fetch_folder
 from fusion_ray.storage.run_folder import MANIFEST
 
-_NEEDED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+# Everything that belongs to a model besides its weights.
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+_NEEDED = (*BESIDE_WEIGHTS, "*.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# One of these makes a tokenizer.
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model", "tekken.json"
+)  # fmt: skip
+# All that a tokenizer may consist of, its chat template included.
+TOKENIZER_FILES = frozenset(
+    {
+        *_TOKENIZERS, "special_tokens_map.json", "added_tokens.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+        "chat_template.json", "preprocessor_config.json", "processor_config.json",
+    }
+)  # fmt: skip
+
+
+def why_no_tokenizer(names: Iterable[str]) -> str:
+    """What is wrong with a folder of these files that has no tokenizer; empty where it has one."""
+    return "" if set(names) & set(_TOKENIZERS) else f"has no tokenizer (looked for {', '.join(_TOKENIZERS)})"
+
+
+def why_no_weights(names: Iterable[str]) -> str:
+    """What is wrong with a folder of these files that has no safetensors weights; empty where it has."""
+    names = sorted(names)
+    if any(name.endswith(".safetensors") for name in names):
+        return ""
+    pickled = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
+    if pickled:
+        return (
+            f"holds only pickled weights ({pickled[0]}), which can run code when opened and are never read. Convert "
+            "them once, in a place you trust: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+    return "has no weights (expected model.safetensors, or model-00001-of-0000N.safetensors with their index)"
+
+
+def config_sections(config: Mapping[str, Any]) -> list[Any]:
+    """The parts of a config.json that say something of the language model: all of it, and `text_config` within."""
+    inner = config.get("text_config")
+    return [config, inner] if isinstance(inner, dict) else [config]
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model; of models that also see, that is in `text_config`.
+
+    >>> text_config({"model_type": "gemma3", "text_config": {"vocab_size": 7}})["vocab_size"]
+    7
+    """
+    return {key: value for section in config_sections(config) for key, value in section.items()}
 
 
 @dataclass(frozen=True)
@@ -126,16 +176,9 @@ def _find_on_hub(reference: str) -> Path:
 def _check_files(names: set[str], folder: str, reference: str) -> None:
     if "config.json" not in names:
         raise RecipeError(f"model '{reference}': {folder} has no config.json. Expected a Hugging Face model folder.")
-    if not names & set(_TOKENIZER_FILES):
-        raise RecipeError(f"model '{reference}': {folder} has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)}).")
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    if any(fnmatch(name, pattern) for name in names for pattern in _PICKLES):
-        raise RecipeError(
-            f"model '{reference}': {folder} holds only pickled weights, which can run code when opened and are "
-            "refused. Convert them to safetensors first (save_pretrained of a current Transformers does)."
-        )
-    raise RecipeError(f"model '{reference}': {folder} has no *.safetensors weights.")
+    wrong = why_no_tokenizer(names) or why_no_weights(names)
+    if wrong:
+        raise RecipeError(f"model '{reference}': {folder} {wrong}.")
 
 
 def file_hash(path: str | Path) -> str:

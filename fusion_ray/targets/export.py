@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
+from fusion_ray.storage.model_files import BESIDE_WEIGHTS, config_sections
 from fusion_ray.storage.run_folder import MANIFEST
 from fusion_ray.targets.deepspeed import Engine
 
-# Everything that belongs to a model besides its weights.
-_BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 _OF_WEIGHTS = ("config.json", MANIFEST, "model.safetensors.index.json")
 
 
@@ -38,7 +37,7 @@ def export_model(engine: Engine, pivot_folder: str, folder: Path, *, dtype: str,
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, state_dict=weights, max_shard_size=int(shard_gib * 2**30))
     _declare_dtype(folder / "config.json", dtype)
-    for pattern in _BESIDE:
+    for pattern in BESIDE_WEIGHTS:
         for path in Path(pivot_folder).glob(pattern):
             if path.name not in _OF_WEIGHTS:
                 shutil.copyfile(path, folder / path.name)
@@ -47,7 +46,7 @@ def export_model(engine: Engine, pivot_folder: str, folder: Path, *, dtype: str,
 def _declare_dtype(path: Path, dtype: str) -> None:
     # Transformers notes the dtype that the model computed in, and would load the weights as that.
     config = json.loads(path.read_text())
-    for section in (config, config.get("text_config", {})):
+    for section in config_sections(config):
         if "dtype" in section:
             section["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fusion_ray.errors import EngineError
+from fusion_ray.models.head import logit_rule
 from fusion_ray.recipe import Targets
 from fusion_ray.targets.loss import CHUNK_BYTES, fusion_loss
 from fusion_ray.targets.rows import TrainingBatch
@@ -30,19 +31,17 @@ class Student(nn.Module):
         self.head = [model.get_output_embeddings()]  # In a list: it is already registered inside `model`.
         if self.head[0] is None or model.base_model is model:
             raise EngineError(f"{type(model).__name__}: no transformer with an output head found; this is needed here.")
-        text_config = model.config.get_text_config()
-        self.soft_cap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        self.scale = _logit_scale(text_config)
+        self.after_head = logit_rule(model)
         self.head[0].plain_forward = self.head[0].forward
         self.head[0].forward = types.MethodType(_loss_or_logits, self.head[0])
 
     def forward(self, batch: TrainingBatch, denominator: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         hidden_BWD = self.hidden(batch.input_ids_BW, batch.position_ids_BW)
-        hidden_ND = hidden_BWD.flatten(0, 1)[batch.before_N] * self.scale
+        hidden_ND = hidden_BWD.flatten(0, 1)[batch.before_N] * self.after_head.scale
         options = {
             "divergence": self.divergence,
             "denominator": denominator,
-            "soft_cap": self.soft_cap,
+            "soft_cap": self.after_head.soft_cap,
             "chunk_bytes": CHUNK_BYTES if hidden_ND.device.type == "cpu" else 8 * CHUNK_BYTES,
         }
         loss = self.head[0](hidden_ND, batch.target, **options)
@@ -80,8 +79,3 @@ def _loss_or_logits(head: Any, hidden: torch.Tensor, target: SoftTarget | None =
     if target is None:
         return head.plain_forward(hidden)
     return fusion_loss(hidden, head.weight, target, bias_V=getattr(head, "bias", None), **options)
-
-
-def _logit_scale(config: Any) -> float:
-    """Cohere multiplies its logits by a constant, Granite divides them by one."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)

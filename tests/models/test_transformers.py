@@ -203,7 +203,7 @@ def test_a_missing_folder_is_named():
 def test_pickled_weights_are_refused_with_a_hint(folders, tmp_path):
     folder = damaged(folders("llama"), tmp_path, "*.safetensors")
     (Path(folder) / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(EngineError, match=r"pickles \(pytorch_model.bin\).*save_pretrained"):
+    with pytest.raises(EngineError, match=r"pickled weights \(pytorch_model.bin\).*save_pretrained"):
         TransformersScorer(folder, 4)
 
 

@@ -75,7 +75,7 @@ def test_tied_embeddings_are_read_from_the_config_and_from_a_nested_one(tmp_path
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(CorruptArtifactError, match=r"pytorch_model\.bin.*never read"):
+    with pytest.raises(MissingArtifactError, match=r"pytorch_model\.bin.*never read"):
         open_checkpoint(str(tmp_path))
 
 

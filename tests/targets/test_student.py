@@ -56,7 +56,7 @@ def test_the_head_repeats_the_model_s_own_logits(architecture: str) -> None:
 
 def test_an_unknown_change_of_the_logits_is_refused() -> None:
     student = student_of("llama")
-    student.scale = 0.5
+    student.after_head = student.after_head._replace(scale=0.5)
     with pytest.raises(EngineError, match="in a way not known"):
         student.check()
 
