@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Ray starts processes by the dozen: without cached bytecode each would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all lint bench quality quality-real chaos docs clean
+.PHONY: help setup demo test-unit test test-all lint bench quality quality-real chaos docs clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -44,6 +44,13 @@ $(BIN)/.ready: pyproject.toml
 
 demo: setup ## Fuse three small specialists made on the spot (minutes)
 	$(BIN)/fusion-ray demo
+
+# A package's own tests lie in the folder of its name; the other folders start servers, Ray or trainings.
+UNIT := $(filter-out tests/property tests/golden tests/integration tests/fault tests/toys tests/__pycache__,\
+  $(patsubst %/,%,$(wildcard tests/*/))) $(wildcard tests/test_*.py) fusion_ray
+
+test-unit: setup ## Unit tests and doctests: no Ray, no server, no training (about a minute)
+	$(BIN)/python -m pytest -m "not slow" $(UNIT)
 
 test: setup ## Tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"

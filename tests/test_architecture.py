@@ -51,6 +51,27 @@ def test_a_file_and_its_functions_are_short_and_say_what_they_are_for(path: Path
         assert not public or ast.get_docstring(node), f"{node.name} has no docstring"  # type: ignore[attr-defined]
 
 
+def test_unit_tests_start_no_server_no_ray_no_training_and_no_deepspeed() -> None:
+    heavy = {"toys.loopback", "toys.store", "toys.vllm_server", "toys.run", "toys.dying", "ray", "deepspeed", "vllm"}
+    for path in [*(ROOT / "tests").glob("*/test_*.py"), *(ROOT / "tests").glob("test_*.py")]:
+        if path.parent.name in ("property", "golden", "integration", "fault", "cluster"):
+            continue  # tests/cluster reads files of Ray's own, and starts nothing.
+        found = {node.name if isinstance(node, ast.alias) else node.module for node in imports_of(path)}
+        where = f"{path.relative_to(ROOT)} belongs into tests/integration"
+        assert not heavy & found, where
+        names = {alias.name for node in imports_of(path) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert not {"Trainer", "ThreadingHTTPServer"} & names, (
+            f"{path.relative_to(ROOT)} belongs into tests/integration"
+        )
+
+
+def imports_of(path: Path) -> list[ast.alias | ast.ImportFrom]:
+    """Every import of a file, also those inside functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return [*plain, *(node for node in nodes if isinstance(node, ast.ImportFrom))]
+
+
 @pytest.mark.parametrize("command", [["--help"], ["plan", "jobs/recipes/demo.yaml"]])
 def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     script = (

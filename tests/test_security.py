@@ -9,7 +9,7 @@ from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import load_recipe, parse_recipe
 from fusion_ray.storage.filesystem import join
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "fusion_ray").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 FORBIDDEN = {
     "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pickle.load", "pickle.loads", "torch.load",

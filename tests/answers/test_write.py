@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toys.loopback import serving
 from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.answers.write import answer_anew
@@ -21,9 +20,8 @@ from fusion_ray.errors import EngineError, RecipeError
 from fusion_ray.fused.fuse import Fuser
 from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer
 from fusion_ray.models.generator import Generator, Writing, Written
-from fusion_ray.models.opening import make_generator
 from fusion_ray.models.transformers import TransformersGenerator, TransformersScorer, _drawing
-from fusion_ray.recipe import Answers, Distributions, Fused, Model, OpenAIEngine, parse_recipe
+from fusion_ray.recipe import Answers, Distributions, Fused, Model, parse_recipe
 
 
 def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
@@ -177,20 +175,6 @@ def test_the_end_tokens_of_a_model_are_those_of_all_of_its_settings(folder: str,
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(EngineError, match=r"generation_config\.json: not valid JSON"):
         end_tokens(str(tmp_path), tokenizer)
-
-
-def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        return {"choices": [{"text": f"t{request['seed']}", "finish_reason": "stop" if request["seed"] else "length"}]}
-
-    with serving(answer=answer) as (url, asked):
-        generator = make_generator(OpenAIEngine(base_url=url), "")
-        texts = generator.sample(
-            [np.array([1]), np.array([2])], max_tokens=5, end_ids=[9], temperature=0.7, seeds=[0, 4]
-        )
-        generator.close()
-    assert texts == [Written("t0", False), Written("t4", True)]
-    assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}
 
 
 # --- what is asked and kept --------------------------------------------------------------------------------------

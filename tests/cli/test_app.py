@@ -1,8 +1,6 @@
 """The command line: one clear message and an exit code, and what `plan` and `init` print."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -160,10 +158,3 @@ def test_merge_follows_a_mergekit_yaml(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert invoke(monkeypatch, "merge", str(tmp_path / "merged"), str(tmp_path / "more"), "--add", "math") == 2
     assert "expected NAME=FOLDER" in capsys.readouterr().err
-
-
-def test_chat_answers_every_line_until_the_input_ends(models: Path) -> None:
-    command = [sys.executable, "-m", "fusion_ray", "chat", str(models / "pivot"), "--max-tokens", "3"]
-    done = subprocess.run(command, input="Hi\n\nAgain\n", capture_output=True, text=True, check=True)
-    assert done.stdout.count("you ") == 4
-    assert "Traceback" not in done.stderr

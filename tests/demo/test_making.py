@@ -12,8 +12,7 @@ from fusion_ray.demo import prepare
 from fusion_ray.demo.chats import Texts, all_chats
 from fusion_ray.demo.making import recipe_text, split_chats
 from fusion_ray.demo.plans import DEMO, DOMAINS, PLANS, TINY
-from fusion_ray.errors import EngineError, RecipeError
-from fusion_ray.progress import Progress
+from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -88,34 +87,6 @@ def test_every_model_has_heads_that_vllm_takes() -> None:
 def test_an_unknown_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no size 'huge'"):
         prepare(tmp_path, size="huge")
-
-
-def test_a_failed_training_tells_what_the_process_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    impossible = replace(TINY.models[0], architecture="no_such_architecture")
-    monkeypatch.setitem(PLANS, "tiny", replace(TINY, models=(impossible,), apart=True))
-    with pytest.raises(EngineError, match="no_such_architecture"):
-        prepare(tmp_path, size="tiny")
-    assert not (tmp_path / "models" / "code").exists()
-
-
-def test_a_second_call_makes_nothing_anew_and_a_damaged_folder_only_what_is_missing(tmp_path: Path) -> None:
-    prepare(tmp_path, size="tiny")
-    before = _bytes_of(tmp_path / "models")
-    told: list[Progress] = []
-    prepare(tmp_path, size="tiny", progress=told.append)
-    assert {progress.detail for progress in told} == {"already there"}
-    (tmp_path / "models" / "reference" / "model.safetensors").unlink()
-    (tmp_path / "chats.jsonl").unlink()
-    told.clear()
-    prepare(tmp_path, size="tiny", progress=told.append)
-    assert {p.what for p in told if p.detail != "already there"} == {"demo chats", "demo model reference"}
-    assert _bytes_of(tmp_path / "models") == before
-
-
-def _bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_chats_are_written_as_the_recipe_reads_them(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from toys.models import byte_level_tokenizer, save_toy
-from toys.store import BUCKET, SECRET, Store, object_store
+from toys.store import Store, object_store
 
 from fusion_ray.errors import CorruptArtifactError, MissingArtifactError, RecipeError
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot
 from fusion_ray.storage.checkpoints import TensorReader, open_checkpoint, read_header
-from fusion_ray.storage.filesystem import copy_folder, delete, exists, join, list_files, locate, read_bytes, write_bytes
+from fusion_ray.storage.filesystem import copy_folder, delete, exists, join, list_files, read_bytes, write_bytes
 from fusion_ray.storage.model_files import find_model, trained_model
 from fusion_ray.storage.node_cache import fetch_folder
 from fusion_ray.storage.shards import find_shard, read_shard, write_shard
@@ -126,10 +126,6 @@ def test_a_trained_model_of_a_run_in_a_bucket_is_fetched_where_it_is_used(
         assert model.readable == f"{root}/4_targets/math"
 
 
-def test_a_local_folder_needs_no_copy(tmp_path: Path) -> None:
-    assert fetch_folder(str(tmp_path)) == tmp_path
-
-
 def test_a_missing_model_and_one_of_another_machine_are_named(root: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nothing there"):
         find_model(f"{root}/no/such/model")
@@ -140,9 +136,3 @@ def test_a_missing_model_and_one_of_another_machine_are_named(root: str, tmp_pat
     (tmp_path / "pivot").rename(tmp_path / "elsewhere")
     with pytest.raises(RecipeError, match="no folder of this node"):
         _ = model.folder
-
-
-def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
-    with pytest.raises(RecipeError, match="environment") as error:
-        locate(f"s3://KEY:{SECRET}@{BUCKET}/runs")
-    assert SECRET not in str(error.value)

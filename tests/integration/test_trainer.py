@@ -4,21 +4,18 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toys.fused import toy_fused
 from toys.models import byte_level_tokenizer, save_toy
-from toys.training import Shelf, rows, same, settings, weights
+from toys.training import Shelf, anchored_rows, rows, same, settings, weights
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.errors import NonFiniteError, RecipeError
 from fusion_ray.models.folders import load_tokenizer
-from fusion_ray.targets.control_arms import as_anchored
 from fusion_ray.targets.export import export_model
-from fusion_ray.targets.packing import Batch
-from fusion_ray.targets.rows import TrainingRows, make_batch
+from fusion_ray.targets.rows import TrainingRows
 from fusion_ray.targets.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -86,35 +83,14 @@ def test_more_parts_than_updates_are_refused(pivot: str) -> None:
         Trainer(pivot, settings(), seed=0).fit(rows(), part=(1, 1000))
 
 
-def held(chosen: int | None = None) -> TrainingRows:
-    """Rows held to what the pivot's weights as they are would not say; with `chosen` every position has it."""
-    table = toy_fused(24)
-    if chosen is not None:
-        made = [row and [chosen] * len(row) for row in table["chosen"].to_pylist()]
-        table = table.set_column(table.column_names.index("chosen"), "chosen", pa.array(made, table["chosen"].type))
-    return TrainingRows([as_anchored(table, toy_fused(24))], max_length=64)
-
-
 def test_a_target_that_nobody_teaches_stays_what_it_starts_as_to_the_bit(pivot: str) -> None:
     trainer = Trainer(pivot, settings(epochs=1), seed=0)
     before = weights(trainer)
-    nothing = held(chosen=-1)
+    nothing = anchored_rows(chosen=-1)
     assert nothing.n_anchored == nothing.answers_N.sum() > 0
     history = trainer.fit(nothing)
     assert same(before, weights(trainer))
     assert history[0].soft > 0 and history[0].loss == pytest.approx(history[0].soft)
-
-
-def test_gold_has_no_part_in_what_is_held_whatever_lambda() -> None:
-    some = held()
-    assert 0 < some.n_anchored < some.answers_N.sum()
-    batch = Batch(64, ((0,),))
-    for lambda_ in (0.0, 0.3, 1.0):
-        target = make_batch(some, batch, settings(), lambda_=lambda_, pad_id=0).target
-        chosen_T = some[0].chosen_T
-        assert target.lambda_N[chosen_T == -2].eq(0).all()
-        assert target.lambda_N[chosen_T != -2].eq(torch.tensor(lambda_)).all()
-        assert target.probs_NK[chosen_T == -2].sum() > 0
 
 
 @pytest.mark.parametrize("stage, dtype", [(0, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "float32")])

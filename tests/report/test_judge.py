@@ -1,36 +1,19 @@
-"""The judge: what it is asked, what is read from its words, and a server that fails."""
+"""The judge: the questions, what models answer, what it is asked, and what is read from its words."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from toys.loopback import serving
 from toys.models import byte_level_tokenizer, save_toy
 
 from fusion_ray.chat import choose_template
-from fusion_ray.errors import EngineError, RecipeError
+from fusion_ray.errors import RecipeError
 from fusion_ray.models.transformers import TransformersGenerator
-from fusion_ray.recipe import Judge
 from fusion_ray.report.answering import answer_questions
-from fusion_ray.report.judge_client import JudgeClient
 from fusion_ray.report.judge_prompts import ask_choice, ask_rating
 from fusion_ray.report.judgments import compare_ratings, first_shown_share, settle, summarise_pair, summarise_ratings
 from fusion_ray.report.questions import Question, read_questions
-
-CHAT = [{"role": "user", "content": "which?"}]
-
-
-def reply(text: str) -> dict[str, Any]:
-    """An answer as servers give it."""
-    usage = {"prompt_tokens": 100, "completion_tokens": 10}
-    return {"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
-
-
-def judge_at(url: str, **changes: Any) -> Judge:
-    return Judge.model_validate({"base_url": url, "model": "judge", "questions": "q.jsonl", "retries": 0} | changes)
-
 
 # --- questions -------------------------------------------------------------------------------------------------
 
@@ -159,57 +142,3 @@ def test_ratings_are_means_of_what_could_be_read_and_differences_are_paired() ->
     difference = compare_ratings(judgments, "merged", "sft", 100, 0)
     assert difference is not None and difference.value == 2.0
     assert compare_ratings(judgments, "merged", "mute", 100, 0) is None
-
-
-# --- the server ------------------------------------------------------------------------------------------------
-
-
-def test_replies_are_kept_and_nothing_is_asked_twice(tmp_path: Path) -> None:
-    chats = [[{"role": "user", "content": str(n)}] for n in range(5)]
-    with serving(answer=lambda request: reply(request["messages"][0]["content"])) as (url, asked):
-        judge = judge_at(url, usd_per_million_input_tokens=2.0, usd_per_million_output_tokens=10.0)
-        client = JudgeClient(judge, str(tmp_path / "replies"))
-        first = client.ask(chats)
-        files = {path: path.read_bytes() for path in (tmp_path / "replies").iterdir()}
-        next(iter(files)).unlink()
-        again = JudgeClient(judge, str(tmp_path / "replies")).ask(chats)
-    assert len(asked) == 6 and first == again
-    assert [r.text for r in first] == list("01234")
-    assert {path: path.read_bytes() for path in (tmp_path / "replies").iterdir()} == files
-    assert client.usd(first) == pytest.approx((500 * 2 + 50 * 10) / 1e6)
-
-
-def test_an_interrupted_judging_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    chats = [[{"role": "user", "content": str(n)}] for n in range(4)]
-    with serving(answer=lambda _: reply("[[5]]")) as (url, asked):
-        JudgeClient(judge_at(url, concurrency=1), str(tmp_path)).ask(chats[:2])
-        with serving([401]) as (refusing, _), pytest.raises(EngineError, match=r"HTTP 401.*Replies so far are kept"):
-            JudgeClient(judge_at(refusing, concurrency=1), str(tmp_path)).ask(chats)
-        assert len(JudgeClient(judge_at(url), str(tmp_path)).ask(chats)) == 4
-    assert len(asked) == 4
-
-
-def test_the_key_comes_from_the_environment_and_never_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THE_KEY", "sk-planted")
-    with serving([400], answer=lambda _: reply("")) as (url, _):
-        url = url.replace("/v1", "/sk-planted/v1")
-        client = JudgeClient(judge_at(url, api_key_variable="THE_KEY"), str(tmp_path))
-        with pytest.raises(EngineError) as caught:
-            client.ask([CHAT])
-        client.ask([CHAT])
-    assert "sk-planted" not in str(caught.value) and "***" in str(caught.value)
-    assert all(b"sk-planted" not in path.read_bytes() for path in tmp_path.iterdir())
-
-
-def test_options_reach_the_server_and_null_takes_a_field_out(tmp_path: Path) -> None:
-    with serving(answer=lambda _: reply("")) as (url, asked):
-        options = {"max_tokens": None, "max_completion_tokens": 7, "seed": 1}
-        JudgeClient(judge_at(url, options=options), str(tmp_path)).ask([CHAT])
-    assert asked == [
-        {"model": "judge", "messages": CHAT, "temperature": 0, "max_completion_tokens": 7, "seed": 1},
-    ]
-
-
-def test_an_answer_that_is_no_chat_completion_is_an_error(tmp_path: Path) -> None:
-    with serving(answer=lambda _: {"choices": []}) as (url, _), pytest.raises(EngineError, match="no choices"):
-        JudgeClient(judge_at(url), str(tmp_path)).ask([CHAT])

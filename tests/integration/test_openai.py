@@ -1,4 +1,6 @@
-"""The remote scorer against a server on loopback that fails in all the ways servers do."""
+"""The remote scorer and generator against a server on loopback that fails in all the ways servers do."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ import toys.models as toy_models
 from toys.loopback import serving
 
 from fusion_ray.errors import EngineError
+from fusion_ray.models.generator import Written
 from fusion_ray.models.openai import OpenAIScorer
-from fusion_ray.models.opening import make_scorer
+from fusion_ray.models.opening import make_generator, make_scorer
 from fusion_ray.recipe import OpenAIEngine
 
 TOP = {"7": {"logprob": -0.5, "rank": 1}, "3": {"logprob": -1.5, "rank": 2}}
@@ -104,3 +107,17 @@ def test_the_factory_reaches_the_server_of_the_recipe(folder):
         scorer.score([np.array([1, 7])], [np.array([1])])
         scorer.close()
     assert asked[0]["model"] == "second"
+
+
+def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> None:
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{"text": f"t{request['seed']}", "finish_reason": "stop" if request["seed"] else "length"}]}
+
+    with serving(answer=answer) as (url, asked):
+        generator = make_generator(OpenAIEngine(base_url=url), "")
+        texts = generator.sample(
+            [np.array([1]), np.array([2])], max_tokens=5, end_ids=[9], temperature=0.7, seeds=[0, 4]
+        )
+        generator.close()
+    assert texts == [Written("t0", False), Written("t4", True)]
+    assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}
