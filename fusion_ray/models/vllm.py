@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class VllmScorer:
     ) -> None:
         config = read_config(folder)
         check_weights(folder)
-        self._folder, self._sampling, self._top_k = folder, sampling, sampling.draws if sampling else top_k
+        self._folder, self._top_k = folder, sampling.draws if sampling else top_k
         self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         limit = longest_sequence(config)
         self.max_length = limit if max_length is None or limit is None else min(max_length, limit)
@@ -86,6 +86,7 @@ class VllmScorer:
         check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs, drawn=sampling is not None)
         spare = 0 if sampling else min(_SPARE, self._n_outputs - self.n_tokens)
         self._asked = min(self._top_k + spare, self._n_outputs)
+        self._lists = FlatLists(folder, self._asked, self._top_k, self.n_tokens, drawn=sampling is not None)
         settings = {
             "model": folder,
             "dtype": _own_dtype(config) if dtype == "auto" else dtype,
@@ -136,25 +137,13 @@ class VllmScorer:
                 "Its log above says why; a smaller tokens_per_batch or gpu_memory_share helps against lack of memory."
             ) from error
         for row, output in zip(rows, outputs, strict=True):
-            results[row] = self._read(output.prompt_logprobs, positions[row])
+            results[row] = self._lists.read(output.prompt_logprobs, positions[row])
         return results
 
     def close(self) -> None:
         """See `Scorer.close`."""
         _stop(self._engine)
         del self._engine
-
-    def _read(self, flat: Any, positions_T: np.ndarray) -> TopK:
-        """Cut the answer positions out of vLLM's flat lists: column 0 is the real token, then the most probable."""
-        width = self._asked + 1
-        if self._sampling and any(flat.ranks[::width]):  # Ours are all 0.
-            raise EngineError(
-                f"{self._folder}: this vLLM keeps log-probabilities without asking its sampler, and so cannot give "
-                "draws. Set the engine to transformers, or distributions.store to compact."
-            )
-        ids_TA = np.array(flat.token_ids, dtype=np.int32).reshape(-1, width)[positions_T - 1]
-        logprobs_TA = np.array(flat.logprobs, dtype=np.float32).reshape(-1, width)[positions_T - 1]
-        return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self._top_k, self.n_tokens)
 
 
 class VllmGenerator(Generator):
@@ -215,6 +204,40 @@ class VllmGenerator(Generator):
         """See `Generator.close`."""
         _stop(self._engine)
         del self._engine
+
+
+class FlatLists(NamedTuple):
+    """How vLLM's flat lists of a sequence's log-probabilities are read.
+
+    Attributes:
+        folder: The model's, for messages.
+        asked: Entries that vLLM was asked for at each position, beside the real token.
+        top_k: Entries to keep.
+        n_tokens: Length of the tokenizer: ids from here on are never kept.
+        drawn: The entries are draws.
+    """
+
+    folder: str
+    asked: int
+    top_k: int
+    n_tokens: int
+    drawn: bool = False
+
+    def read(self, flat: Any, positions_T: np.ndarray) -> TopK:
+        """Cut the answer positions out: column 0 is the real token, then come the most probable.
+
+        Raises:
+            EngineError: They should be draws, and vLLM gave its own top-k.
+        """
+        width = self.asked + 1
+        if self.drawn and any(flat.ranks[::width]):  # Ours are all 0.
+            raise EngineError(
+                f"{self.folder}: this vLLM keeps log-probabilities without asking its sampler, and so cannot give "
+                "draws. Set the engine to transformers, or distributions.store to compact."
+            )
+        ids_TA = np.array(flat.token_ids, dtype=np.int32).reshape(-1, width)[positions_T - 1]
+        logprobs_TA = np.array(flat.logprobs, dtype=np.float32).reshape(-1, width)[positions_T - 1]
+        return _keep(ids_TA[:, 1:], logprobs_TA[:, 1:], logprobs_TA[:, 0], self.top_k, self.n_tokens)
 
 
 def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarray, k: int, n_tokens: int) -> TopK:

@@ -9,7 +9,7 @@ import toys.models as toy_models
 
 from fusion_ray.errors import EngineError
 from fusion_ray.models.scorer import Sampling
-from fusion_ray.models.vllm import VllmScorer, _keep
+from fusion_ray.models.vllm import FlatLists, VllmScorer, _keep
 
 
 def test_padding_rows_are_left_out_and_the_next_ones_kept():
@@ -27,26 +27,24 @@ def test_equal_log_probabilities_are_kept_in_order_of_their_ids():
 
 
 def test_answer_positions_are_cut_out_of_the_flat_lists():
-    scorer = object.__new__(VllmScorer)
-    scorer._asked, scorer._top_k, scorer.n_tokens, scorer._sampling = 2, 2, 100, None
     # Positions 1, 2 and 3, each with the real token first and then the two most probable.
     flat = SimpleNamespace(
         token_ids=[11, 1, 2, 12, 3, 4, 5, 5, 6], logprobs=[-9.0, -1.0, -2.0, -8.0, -0.5, -3.0, -0.1, -0.1, -4.0]
     )
-    kept = scorer._read(flat, np.array([1, 3]))
+    kept = FlatLists("models/a", asked=2, top_k=2, n_tokens=100).read(flat, np.array([1, 3]))
     assert kept.ids_TK.tolist() == [[1, 2], [5, 6]]
     np.testing.assert_allclose(kept.real_logprobs_T, [-9.0, -0.1])
     np.testing.assert_allclose(kept.logprobs_TK, [[-1.0, -2.0], [-0.1, -4.0]])
 
 
 def test_vllm_s_own_top_k_is_not_taken_for_draws():
-    scorer = object.__new__(VllmScorer)
-    scorer._folder, scorer._asked, scorer._top_k, scorer.n_tokens, scorer._sampling = "models/a", 2, 2, 100, Sampling(2)
+    lists = FlatLists("models/a", asked=2, top_k=2, n_tokens=100, drawn=True)
     flat = SimpleNamespace(token_ids=[11, 1, 2], logprobs=[-9.0, -1.0, -2.0], ranks=[0, 1, 2])
-    assert scorer._read(flat, np.array([1])).ids_TK.tolist() == [[1, 2]]
+    assert lists.read(flat, np.array([1])).ids_TK.tolist() == [[1, 2]]
     flat.ranks[0] = 37
     with pytest.raises(EngineError, match="models/a: this vLLM keeps log-probabilities without asking its sampler"):
-        scorer._read(flat, np.array([1]))
+        lists.read(flat, np.array([1]))
+    assert lists._replace(drawn=False).read(flat, np.array([1])).ids_TK.tolist() == [[1, 2]]
 
 
 def test_a_missing_vllm_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
