@@ -83,6 +83,16 @@ def test_help_and_plan_import_nothing_heavy(command: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_recipes_plans_and_the_command_line_are_imported_without_anything_heavy() -> None:
+    modules = (
+        "fusion_ray", "fusion_ray.recipe", "fusion_ray.planning.forecast", "fusion_ray.pipeline.graph",
+        "fusion_ray.pipeline.status", "fusion_ray.api", "fusion_ray.cli.app",
+    )  # fmt: skip
+    script = f"import sys\nimport {', '.join(modules)}\nprint(sorted({HEAVY | {'numba'}!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_recipe_opens(path: Path) -> None:
     assert load_recipe(path).name == path.stem
