@@ -35,6 +35,7 @@ from real_models import cache_folder, real_model
 from fusion_ray.chat import render_all
 from fusion_ray.models.folders import load_model, load_tokenizer
 from fusion_ray.models.transformers import TransformersScorer, _batches
+from fusion_ray.recipe import TransformersEngine
 
 TOP_K = 10
 PADDED = 2048
@@ -129,7 +130,7 @@ def _measure(case: str, path: str) -> None:
 
 
 def _transformers(folder: str) -> Work:
-    return TransformersScorer(folder, TOP_K, tokens_per_batch=2048, threads=THREADS).score
+    return TransformersScorer(folder, TOP_K, engine=TransformersEngine(tokens_per_batch=2048), threads=THREADS).score
 
 
 def _transformers_bare(folder: str, logits_at_once: int = 0) -> Work:

@@ -23,6 +23,7 @@ from real_models import cache_folder, real_model
 from fusion_ray.chat import render_all
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.models.transformers import TransformersScorer
+from fusion_ray.recipe import TransformersEngine
 from fusion_ray.storage.topk import TopK
 from fusion_ray.storage.topk_codec import decode_topk, encode_topk
 
@@ -95,7 +96,7 @@ def _distributions(name: str, positions: int) -> Path:
     rows = render_all(tokenizer, chats(), "native" if tokenizer.chat_template else "plain")
     counts = np.cumsum([len(row.positions) for row in rows])
     rows = rows[: int(np.searchsorted(counts, positions)) + 1]
-    scorer = TransformersScorer(folder, 50, tokens_per_batch=2048)
+    scorer = TransformersScorer(folder, 50, engine=TransformersEngine(tokens_per_batch=2048))
     scored = scorer.score([row.input_ids for row in rows], [row.positions for row in rows])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(

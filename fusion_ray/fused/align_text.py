@@ -11,6 +11,7 @@ from fusion_ray.fused.align.groups import find_groups, pair_turns
 from fusion_ray.fused.align.projector import Projector, build_projector
 from fusion_ray.fused.align.view import GroupView, ViewSide, view_turn
 from fusion_ray.models.folders import load_tokenizer
+from fusion_ray.recipe import TransformersEngine
 from fusion_ray.storage.model_files import find_model
 from fusion_ray.storage.topk import TopK
 
@@ -72,6 +73,6 @@ def _read(text: str, folder: str, tokenizer: Any, score: bool) -> _Side:
 def _score(folder: str, rendered: Rendered) -> TopK:
     from fusion_ray.models.transformers import TransformersScorer
 
-    scorer = TransformersScorer(folder, _TOP_K, dtype="float32")
+    scorer = TransformersScorer(folder, _TOP_K, engine=TransformersEngine(dtype="float32"))
     (topk,) = scorer.score([np.asarray(rendered.input_ids)], [rendered.positions])
     return topk

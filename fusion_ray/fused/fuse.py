@@ -14,7 +14,7 @@ from fusion_ray.errors import StaleArtifactError
 from fusion_ray.fused.align.exact import Projection, project
 from fusion_ray.fused.align.projector import Projector, build_projector
 from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
-from fusion_ray.fused.align_published.vocabulary_map import Kind, PairCounts, VocabularyMap, build_map
+from fusion_ray.fused.align_published.vocabulary_map import MapKind, PairCounts, VocabularyMap, build_map
 from fusion_ray.fused.choose import joint_groups, mix, pick_mince_groups, take, weigh_avgce
 from fusion_ray.fused.trust import believe, count_ratios
 from fusion_ray.models.folders import load_tokenizer
@@ -195,7 +195,7 @@ class Fuser:
         kind = None if isinstance(align, BytesAlign) else align.kind
         return self._tables(name, pivot.answers.end_id, source.answers.end_id, kind)
 
-    def _tables(self, name: str, pivot_end: int, source_end: int, kind: Kind | None) -> Tables:
+    def _tables(self, name: str, pivot_end: int, source_end: int, kind: MapKind | None) -> Tables:
         key = (name, pivot_end, source_end)
         if key not in self.tables:
             pair = (self.tokenizers[self.pivot], self.tokenizers[name])

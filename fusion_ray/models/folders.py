@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fusion_ray.errors import EngineError
+from fusion_ray.recipe import TransformersEngine
 from fusion_ray.storage.model_files import config_sections, text_config, why_no_tokenizer, why_no_weights
 
+_DEFAULT = TransformersEngine()
 _PROBE = "Größe e\u0301 \u212b 漢字 🎉 don't\n\n\tx_1 == 3.14159  # 2026 – ﬁn\r\n  THE end "
 
 
@@ -50,9 +52,8 @@ def _reads_as_saved(tokenizer: Any, folder: str) -> bool:
 
 def load_model(
     folder: str,
-    dtype: str = "auto",
+    engine: TransformersEngine = _DEFAULT,
     *,
-    attention: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> Any:
@@ -60,9 +61,9 @@ def load_model(
 
     Args:
         folder: Local folder with config.json and safetensors weights.
-        dtype: `auto` is the checkpoint's own.
-        attention: Transformers' `attn_implementation`; None leaves the choice to Transformers, but for models that
-            cap their attention logits (Gemma 2): `eager`, for others silently leave the cap out.
+        engine: The recipe's engine section. `dtype: auto` is the checkpoint's own. `attention` is Transformers'
+            `attn_implementation`; None leaves the choice to Transformers, except for models that cap their attention
+            logits (Gemma 2): there it is `eager`, because all others silently leave the cap out.
         trust_remote_code: Run model code that lies in the folder.
         device: `cpu`, `cuda`, ...; None is a GPU where there is one.
 
@@ -76,13 +77,14 @@ def load_model(
     logging.disable_progress_bar()
     config = read_config(folder)
     check_weights(folder)
+    attention = engine.attention
     if attention is None and text_config(config).get("attn_logit_softcapping"):
         attention = "eager"
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            dtype="auto" if engine.dtype == "auto" else getattr(torch, engine.dtype),
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Written(NamedTuple):
+class Completion(NamedTuple):
     """What a model wrote after a prompt.
 
     Attributes:
@@ -19,7 +19,7 @@ class Written(NamedTuple):
     ended: bool
 
 
-class Writing(NamedTuple):
+class DecodingOptions(NamedTuple):
     """How prompts are continued; see `Generator.sample`. Greedily without seeds, which are one for each prompt."""
 
     max_tokens: int
@@ -53,7 +53,7 @@ class Generator(ABC):
         Raises:
             EngineError: The engine died or refused a prompt.
         """
-        return [written.text for written in self._write(prompts, Writing(max_tokens, self._ends(end_ids)))]
+        return [written.text for written in self._write(prompts, DecodingOptions(max_tokens, self._ends(end_ids)))]
 
     def sample(
         self,
@@ -63,7 +63,7 @@ class Generator(ABC):
         end_ids: Sequence[int],
         temperature: float,
         seeds: Sequence[int],
-    ) -> list[Written]:
+    ) -> list[Completion]:
         """Continue every prompt with tokens drawn from the model's distributions; see `generate`.
 
         Args:
@@ -71,7 +71,7 @@ class Generator(ABC):
             temperature: Divides the logits; 1 draws from what the model says.
             seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
         """
-        return self._write(prompts, Writing(max_tokens, self._ends(end_ids), temperature, seeds))
+        return self._write(prompts, DecodingOptions(max_tokens, self._ends(end_ids), temperature, seeds))
 
     def _ends(self, end_ids: Sequence[int]) -> list[int]:
         return sorted(self.own_ends.union(end_ids))
@@ -81,7 +81,7 @@ class Generator(ABC):
         return max_tokens if self.max_length is None else max(1, min(max_tokens, self.max_length - length))
 
     @abstractmethod
-    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: DecodingOptions) -> list[Completion]:
         """Continue every prompt."""
 
     @abstractmethod

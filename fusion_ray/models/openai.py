@@ -15,7 +15,7 @@ import numpy as np
 from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import EngineError
 from fusion_ray.models.folders import load_tokenizer
-from fusion_ray.models.generator import Generator, Writing, Written
+from fusion_ray.models.generator import Completion, DecodingOptions, Generator
 from fusion_ray.models.scorer import check_request, empty_top_k
 from fusion_ray.models.server import Server
 from fusion_ray.recipe import OpenAIEngine
@@ -28,11 +28,8 @@ class OpenAIScorer:
     Args:
         folder: Folder of the model's tokenizer.
         top_k: Entries to keep at each position.
-        base_url: Up to and with the version, such as `http://host:8000/v1`.
-        served_model: Name of the model at the server; None is the first that it lists.
-        concurrency: Requests under way at once.
-        timeout_s: Longest wait for one answer.
-        retries: Further tries of one request.
+        engine: The recipe's engine section. `base_url` goes up to and with the version, such as
+            `http://host:8000/v1`; without `served_model` the first model is taken that the server lists.
         first_wait_s: Wait before the first further try; it doubles each time, with some chance in it.
         trust_remote_code: Run tokenizer code that lies in the folder.
 
@@ -46,27 +43,23 @@ class OpenAIScorer:
         self,
         folder: str,
         top_k: int,
+        engine: OpenAIEngine,
         *,
-        base_url: str,
-        served_model: str | None = None,
-        concurrency: int = 16,
-        timeout_s: float = 120,
-        retries: int = 5,
         first_wait_s: float = 0.5,
         trust_remote_code: bool = False,
     ) -> None:
         self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
         self._top_k = top_k
         self._server = Server(
-            base_url,
-            timeout_s=timeout_s,
-            retries=retries,
+            engine.base_url,
+            timeout_s=engine.timeout_s,
+            retries=engine.retries,
             first_wait_s=first_wait_s,
             hint=f"Check that the server runs, that it was started with --max-logprobs {top_k} or more, and that it "
             "reads sequences of distributions.max_length.",
         )
-        self._pool = ThreadPoolExecutor(max_workers=concurrency)
-        self._model = _choose_model(self._server, served_model)
+        self._pool = ThreadPoolExecutor(max_workers=engine.concurrency)
+        self._model = _choose_model(self._server, engine.served_model)
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -130,8 +123,8 @@ class OpenAIGenerator(Generator):
         self._pool = ThreadPoolExecutor(max_workers=engine.concurrency)
         self._model = _choose_model(self._server, engine.served_model)
 
-    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
-        def continue_one(prompt: np.ndarray, seed: int | None) -> Written:
+    def _write(self, prompts: Sequence[np.ndarray], how: DecodingOptions) -> list[Completion]:
+        def continue_one(prompt: np.ndarray, seed: int | None) -> Completion:
             request = {"model": self._model, "prompt": np.asarray(prompt).tolist(), "max_tokens": how.max_tokens}
             request |= {"temperature": how.temperature, "stop_token_ids": how.end_ids}
             request |= {} if seed is None else {"seed": seed}
@@ -140,7 +133,7 @@ class OpenAIGenerator(Generator):
                 raise EngineError(
                     f"{self._server.base_url}: it answered without a text. Expected OpenAI's completions."
                 )
-            return Written(choice["text"], choice.get("finish_reason") == "stop")
+            return Completion(choice["text"], choice.get("finish_reason") == "stop")
 
         return list(self._pool.map(continue_one, prompts, how.seeds or repeat(None, len(prompts))))
 

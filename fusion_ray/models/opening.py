@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fusion_ray.errors import EngineError
 from fusion_ray.models.generator import Generator
-from fusion_ray.models.scorer import Sampling, Scorer
+from fusion_ray.models.scorer import DrawSettings, Scorer
 from fusion_ray.recipe import Distributions, Model, OpenAIEngine, Recipe, SampledStore, TransformersEngine, VllmEngine
 
 OpenScorer = Callable[[Model, Distributions, str], Scorer]
@@ -23,7 +23,7 @@ def open_scorer(model: Model, settings: Distributions, folder: str) -> Scorer:
         model.engine or settings.engine,
         folder,
         top_k=settings.top_k,
-        sampling=Sampling(store.draws, store.seed) if isinstance(store, SampledStore) else None,
+        sampling=DrawSettings(store.draws, store.seed) if isinstance(store, SampledStore) else None,
         max_length=settings.max_length,
         threads=max(1, int(settings.cpus_per_actor)),
         trust_remote_code=model.trust_remote_code,
@@ -35,7 +35,7 @@ def make_scorer(
     folder: str,
     top_k: int,
     *,
-    sampling: Sampling | None = None,
+    sampling: DrawSettings | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
     threads: int | None = None,
@@ -57,14 +57,7 @@ def make_scorer(
         from fusion_ray.models.transformers import TransformersScorer
 
         return TransformersScorer(
-            folder,
-            top_k,
-            dtype=engine.dtype,
-            tokens_per_batch=engine.tokens_per_batch,
-            attention=engine.attention,
-            sampling=sampling,
-            trust_remote_code=trust_remote_code,
-            threads=threads,
+            folder, top_k, engine, sampling=sampling, trust_remote_code=trust_remote_code, threads=threads
         )
     if isinstance(engine, VllmEngine):
         from fusion_ray.models.vllm import VllmScorer
@@ -72,12 +65,8 @@ def make_scorer(
         return VllmScorer(
             folder,
             top_k,
-            dtype=engine.dtype,
-            tensor_parallel=engine.tensor_parallel,
-            gpu_memory_share=engine.gpu_memory_share,
-            tokens_per_batch=engine.tokens_per_batch,
+            engine,
             max_length=max_length,
-            options=engine.options,
             sampling=sampling,
             trust_remote_code=trust_remote_code,
             threads=threads,
@@ -87,22 +76,9 @@ def make_scorer(
             f"engine {engine.kind}: draws need the whole distribution at every position, and a server gives the "
             "largest entries only. Set the engine to vllm or transformers, or distributions.store to compact."
         )
-    return _open_openai(engine, folder, top_k, trust_remote_code)
-
-
-def _open_openai(engine: OpenAIEngine, folder: str, top_k: int, trust_remote_code: bool) -> Scorer:
     from fusion_ray.models.openai import OpenAIScorer
 
-    return OpenAIScorer(
-        folder,
-        top_k,
-        base_url=engine.base_url,
-        served_model=engine.served_model,
-        concurrency=engine.concurrency,
-        timeout_s=engine.timeout_s,
-        retries=engine.retries,
-        trust_remote_code=trust_remote_code,
-    )
+    return OpenAIScorer(folder, top_k, engine, trust_remote_code=trust_remote_code)
 
 
 def trained_engine(recipe: Recipe) -> TransformersEngine | VllmEngine:
@@ -127,18 +103,11 @@ def make_generator(
     if isinstance(engine, TransformersEngine):
         from fusion_ray.models.transformers import TransformersGenerator
 
-        return TransformersGenerator(
-            folder,
-            max_length,
-            dtype=engine.dtype,
-            tokens_per_batch=engine.tokens_per_batch,
-            attention=engine.attention,
-            trust_remote_code=trust_remote_code,
-        )
+        return TransformersGenerator(folder, max_length, engine, trust_remote_code=trust_remote_code)
     if isinstance(engine, VllmEngine):
         from fusion_ray.models.vllm import VllmGenerator
 
-        return VllmGenerator(folder, engine, max_length, trust_remote_code=trust_remote_code, threads=threads)
+        return VllmGenerator(folder, max_length, engine, trust_remote_code=trust_remote_code, threads=threads)
     from fusion_ray.models.openai import OpenAIGenerator
 
     return OpenAIGenerator(engine)

@@ -40,7 +40,7 @@ class Scorer(Protocol):
         ...
 
 
-class Sampling(NamedTuple):
+class DrawSettings(NamedTuple):
     """How a scorer draws from distributions, where it keeps draws and not the top-k.
 
     Attributes:

@@ -12,11 +12,13 @@ import torch
 from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer, longest_sequence, read_config
-from fusion_ray.models.generator import Generator, Writing, Written
+from fusion_ray.models.generator import Completion, DecodingOptions, Generator
 from fusion_ray.models.head import Keep, Kept, OutputHead, keep_draws, keep_top_k, uniforms_of
-from fusion_ray.models.scorer import Sampling, check_request, check_sizes, empty_top_k
-from fusion_ray.recipe import Dtype
+from fusion_ray.models.scorer import DrawSettings, check_request, check_sizes, empty_top_k
+from fusion_ray.recipe import TransformersEngine
 from fusion_ray.storage.topk import TopK
+
+_DEFAULT = TransformersEngine()
 
 # Logits held at once: 64 MB in float32 fits a CPU's caches and queues well enough; a GPU wants larger matrices.
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 28}
@@ -38,9 +40,7 @@ class TransformersScorer:
     Args:
         folder: Hugging Face model folder, safetensors only.
         top_k: Entries to keep at each position.
-        dtype: `auto` is the checkpoint's own.
-        tokens_per_batch: Padded tokens read at once.
-        attention: Transformers' `attn_implementation`.
+        engine: The recipe's engine section.
         sampling: Draw from the distributions and keep what was drawn, in place of their top-k.
         trust_remote_code: Run model code that lies in the folder.
         threads: Threads of this process's torch; None leaves them as they are.
@@ -54,11 +54,9 @@ class TransformersScorer:
         self,
         folder: str,
         top_k: int,
+        engine: TransformersEngine = _DEFAULT,
         *,
-        dtype: str = "auto",
-        tokens_per_batch: int = 8192,
-        attention: str | None = None,
-        sampling: Sampling | None = None,
+        sampling: DrawSettings | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
         device: str | None = None,
@@ -67,10 +65,10 @@ class TransformersScorer:
             torch.set_num_threads(threads)
         self.max_length = longest_sequence(read_config(folder))
         self.n_tokens = len(read_vocabulary(load_tokenizer(folder, trust_remote_code)))
-        self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code, device=device)
+        self._model = load_model(folder, engine, trust_remote_code=trust_remote_code, device=device)
         self._head = OutputHead(self._model)
         self._n_outputs = self._head.n_outputs
-        self._folder, self._tokens_per_batch, self._sampling = folder, tokens_per_batch, sampling
+        self._folder, self._tokens_per_batch, self._sampling = folder, engine.tokens_per_batch, sampling
         self._top_k = sampling.draws if sampling else top_k
         check_sizes(folder, self._top_k, self.n_tokens, self._n_outputs, drawn=sampling is not None)
 
@@ -179,9 +177,8 @@ class TransformersGenerator(Generator):
     Args:
         folder: Local Hugging Face model folder.
         max_length: Longest sequence, prompt and answer together; None is the model's own limit.
-        dtype: `auto` is the checkpoint's own.
-        tokens_per_batch: Padded tokens, written ones among them, that are held at once where answers are drawn.
-        attention: As in the recipe's engine.
+        engine: The recipe's engine section; where answers are drawn, `tokens_per_batch` counts padded tokens that are
+            held at once, written ones among them.
         trust_remote_code: Run model code that lies in the folder.
 
     Raises:
@@ -192,17 +189,15 @@ class TransformersGenerator(Generator):
         self,
         folder: str,
         max_length: int | None = None,
+        engine: TransformersEngine = _DEFAULT,
         *,
-        dtype: Dtype | str = "auto",
-        tokens_per_batch: int = 8192,
-        attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         from transformers import GenerationConfig
 
-        self._folder, self._tokens_per_batch = folder, tokens_per_batch
+        self._folder, self._tokens_per_batch = folder, engine.tokens_per_batch
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
-        self._model = load_model(folder, dtype, attention=attention, trust_remote_code=trust_remote_code)
+        self._model = load_model(folder, engine, trust_remote_code=trust_remote_code)
         # Transformers fills what a call leaves open from the model's own generation_config.json, such as penalties for
         # repetition. What is written must be what the model says.
         self._model.generation_config = GenerationConfig()
@@ -214,10 +209,10 @@ class TransformersGenerator(Generator):
         limits = [limit for limit in (max_length, longest_sequence(read_config(folder))) if limit is not None]
         self.max_length = min(limits, default=None)
 
-    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: DecodingOptions) -> list[Completion]:
         from fusion_ray.models.transformers import is_fatal
 
-        written = [Written("", ended=False)] * len(prompts)
+        written = [Completion("", ended=False)] * len(prompts)
         # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
         groups = self._together(prompts, how.max_tokens) if how.seeds else ([row] for row in range(len(prompts)))
         for rows in groups:
@@ -235,7 +230,7 @@ class TransformersGenerator(Generator):
             for row, tokens in zip(rows, made, strict=True):
                 stops = np.flatnonzero(np.isin(tokens, how.end_ids))
                 tokens = tokens[: stops[0]] if len(stops) else tokens
-                written[row] = Written(self._tokenizer.decode(tokens, skip_special_tokens=True), bool(len(stops)))
+                written[row] = Completion(self._tokenizer.decode(tokens, skip_special_tokens=True), bool(len(stops)))
         return written
 
     def _continue(

@@ -13,12 +13,14 @@ import torch
 from fusion_ray.chat.vocabulary import read_vocabulary
 from fusion_ray.errors import DeadEngineError, EngineError
 from fusion_ray.models.folders import check_weights, end_tokens, load_tokenizer, longest_sequence, read_config
-from fusion_ray.models.generator import Generator, Writing, Written
+from fusion_ray.models.generator import Completion, DecodingOptions, Generator
 from fusion_ray.models.head import Kept, keep_draws, keep_top_k, uniforms_of
-from fusion_ray.models.scorer import Sampling, check_request, check_sizes, empty_top_k
+from fusion_ray.models.scorer import DrawSettings, check_request, check_sizes, empty_top_k
 from fusion_ray.recipe import VllmEngine
 from fusion_ray.storage.model_files import config_sections, text_config
 from fusion_ray.storage.topk import TopK
+
+_DEFAULT = VllmEngine()
 
 # Draws need the probabilities of the whole vocabulary in float64, of so many positions at once.
 _POSITIONS_AT_ONCE = 256
@@ -46,13 +48,11 @@ class VllmScorer:
     Args:
         folder: Hugging Face model folder, safetensors only.
         top_k: Entries to keep at each position.
-        dtype: `auto` is the checkpoint's own (vLLM's own `auto` would halve float32).
-        tensor_parallel: GPUs that share the model.
-        gpu_memory_share: Part of the GPU's memory that vLLM takes.
-        tokens_per_batch: Tokens of one step. Their log-probabilities over the whole vocabulary are held at once, in
-            float32 and outside the memory that vLLM has set aside: keep it at 2,048 or below.
+        engine: The recipe's engine section. `dtype: auto` is the checkpoint's own (vLLM's own `auto` would halve
+            float32). `tokens_per_batch` are the tokens of one step: their log-probabilities over the whole vocabulary
+            are held at once, in float32 and outside the memory that vLLM has set aside, so keep it at 2,048 or below.
+            `options` are more arguments of `vllm.LLM`, which override ours.
         max_length: Longest sequence that will be asked for; None is the model's own limit.
-        options: More arguments of `vllm.LLM`, as they are; they override ours.
         sampling: Draw from the distributions and keep what was drawn, in place of their top-k.
         trust_remote_code: Run model code that lies in the folder.
         threads: Threads of the CPU build.
@@ -65,14 +65,10 @@ class VllmScorer:
         self,
         folder: str,
         top_k: int,
+        engine: VllmEngine = _DEFAULT,
         *,
-        dtype: str = "auto",
-        tensor_parallel: int = 1,
-        gpu_memory_share: float = 0.85,
-        tokens_per_batch: int = 2048,
         max_length: int | None = None,
-        options: dict[str, Any] | None = None,
-        sampling: Sampling | None = None,
+        sampling: DrawSettings | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
     ) -> None:
@@ -89,10 +85,10 @@ class VllmScorer:
         self._lists = FlatLists(folder, self._asked, self._top_k, self.n_tokens, drawn=sampling is not None)
         settings = {
             "model": folder,
-            "dtype": _own_dtype(config) if dtype == "auto" else dtype,
-            "tensor_parallel_size": tensor_parallel,
-            "gpu_memory_utilization": gpu_memory_share,
-            "max_num_batched_tokens": tokens_per_batch,
+            "dtype": _own_dtype(config) if engine.dtype == "auto" else engine.dtype,
+            "tensor_parallel_size": engine.tensor_parallel,
+            "gpu_memory_utilization": engine.gpu_memory_share,
+            "max_num_batched_tokens": engine.tokens_per_batch,
             # One more for the token that vLLM insists on sampling; it is never read, so no position past the limit is.
             "max_model_len": None if self.max_length is None else self.max_length + 1,
             "max_logprobs": self._asked,
@@ -102,7 +98,7 @@ class VllmScorer:
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
-        extension = (options or {}).get("worker_extension_cls")
+        extension = engine.options.get("worker_extension_cls")
         if sampling and extension:
             raise EngineError(
                 f"{folder}: draws (distributions.store: sampled) need vLLM's worker_extension_cls, for which the "
@@ -111,10 +107,11 @@ class VllmScorer:
         # For a top-k vLLM has kernels of its own on a GPU, and its workers stay as they are.
         ours = sampling is not None or not (extension or torch.cuda.is_available())
         if ours:
-            settings["worker_extension_cls"] = f"{__name__}.{KeepsOurWay.__name__}"
-        self._engine: Any = _start(settings, options or {}, threads)
+            settings["worker_extension_cls"] = f"{__name__}.{LogprobWorkerExtension.__name__}"
+        self._engine: Any = _start(settings, engine.options, threads)
         if ours:
-            self._engine.collective_rpc("keep_our_way", args=(sampling.seed if sampling else None, self.n_tokens))
+            seed = sampling.seed if sampling else None
+            self._engine.collective_rpc("install_logprob_kernels", args=(seed, self.n_tokens))
 
     def score(self, input_ids: list[np.ndarray], positions: list[np.ndarray]) -> list[TopK]:
         """See `Scorer.score`."""
@@ -152,8 +149,8 @@ class VllmGenerator(Generator):
     def __init__(
         self,
         folder: str,
-        engine: VllmEngine,
         max_length: int | None = None,
+        engine: VllmEngine = _DEFAULT,
         *,
         trust_remote_code: bool = False,
         threads: int | None = None,
@@ -176,7 +173,7 @@ class VllmGenerator(Generator):
         }
         self._engine: Any = _start(settings, engine.options, threads)
 
-    def _write(self, prompts: Sequence[np.ndarray], how: Writing) -> list[Written]:
+    def _write(self, prompts: Sequence[np.ndarray], how: DecodingOptions) -> list[Completion]:
         from vllm import SamplingParams
 
         rooms = [self._room(len(prompt), how.max_tokens) for prompt in prompts]
@@ -195,10 +192,10 @@ class VllmGenerator(Generator):
             ) from error
         return [self._read(output.outputs[0], how.end_ids) for output in outputs]
 
-    def _read(self, made: Any, ends: Sequence[int]) -> Written:
+    def _read(self, made: Any, ends: Sequence[int]) -> Completion:
         tokens = list(made.token_ids)
         tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens  # vLLM counts the end token in.
-        return Written(self._tokenizer.decode(tokens, skip_special_tokens=True), made.finish_reason == "stop")
+        return Completion(self._tokenizer.decode(tokens, skip_special_tokens=True), made.finish_reason == "stop")
 
     def close(self) -> None:
         """See `Generator.close`."""
@@ -249,12 +246,12 @@ def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarr
     return TopK(ids_TK, logprobs_TK, real_logprobs_T)
 
 
-class KeepsOurWay:
+class LogprobWorkerExtension:
     """Mixed into vLLM's workers: what is kept of the logits is kept as `models.head` does it."""
 
     model_runner: Any
 
-    def keep_our_way(self, seed: int | None, n_tokens: int) -> None:
+    def install_logprob_kernels(self, seed: int | None, n_tokens: int) -> None:
         """Keep draws; without a seed the top-k, on a CPU in a fifth of the time of vLLM's own way, the same numbers.
 
         vLLM makes float32 log-probabilities of the whole vocabulary for all tokens of a step, sorts them and counts

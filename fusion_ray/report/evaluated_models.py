@@ -8,7 +8,7 @@ from fusion_ray.storage.artifacts import Artifact, model_folder
 from fusion_ray.storage.model_files import ModelFiles, trained_model
 
 
-class Entrant(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model that answers questions.
 
     Attributes:
@@ -31,7 +31,7 @@ class Entrant(NamedTuple):
         return self.files.folder
 
 
-def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact]) -> list[Entrant]:
+def list_evaluated_models(recipe: Recipe, report: Artifact, models: dict[str, Artifact]) -> list[EvaluatedModel]:
     """Every model of the run.
 
     Args:
@@ -39,13 +39,13 @@ def list_entrants(recipe: Recipe, report: Artifact, models: dict[str, Artifact])
         report: The report's artifact, which knows the model files of pivot and sources.
         models: By label, what each comes from: its distributions, or the stage that trained it.
     """
-    entrants = []
+    evaluated = []
     for label, artifact in models.items():
         if artifact.stage == "distributions":
             model, files = recipe.models()[artifact.model], report.models[artifact.model]
             engine = model.engine or recipe.distributions.engine
-            entrants.append(Entrant(label, model, files, files.fingerprint, engine))
+            evaluated.append(EvaluatedModel(label, model, files, files.fingerprint, engine))
         else:
             trained = trained_model(label, model_folder(artifact))
-            entrants.append(Entrant(label, recipe.pivot, trained, artifact.fingerprint, trained_engine(recipe)))
-    return entrants
+            evaluated.append(EvaluatedModel(label, recipe.pivot, trained, artifact.fingerprint, trained_engine(recipe)))
+    return evaluated

@@ -23,7 +23,7 @@ from fusion_ray.storage.shards import ShardRecord, read_shard
 _COUNTED_SHARDS = 8
 
 
-class Shelf(NamedTuple):
+class HeldoutShards(NamedTuple):
     """The held-out shards of the corpus or of one model's distributions, in the order of the corpus."""
 
     folder: str
@@ -35,7 +35,12 @@ class Shelf(NamedTuple):
 
 
 def make_samples(
-    recipe: Recipe, models: Mapping[str, ModelFiles], corpus: Shelf, pivot: Shelf, heldout: HeldOut, tell: Tell
+    recipe: Recipe,
+    models: Mapping[str, ModelFiles],
+    corpus: HeldoutShards,
+    pivot: HeldoutShards,
+    heldout: HeldOut,
+    tell: Tell,
 ) -> list[dict[str, Any]]:
     """Let every model continue the same few held-out prompts, greedily.
 
@@ -66,12 +71,16 @@ def make_samples(
     return describe_samples(prompts, {label: found[label] for label in models}, heldout)
 
 
-def _prompt(corpus: Shelf, pivot: Shelf, place: tuple[int, int]) -> Prompt:
+def _prompt(corpus: HeldoutShards, pivot: HeldoutShards, place: tuple[int, int]) -> Prompt:
     return make_prompt(corpus.row(*place), pivot.row(*place), 0)
 
 
 def make_views(
-    recipe: Recipe, scored: Mapping[str, Artifact], corpus: Shelf, shelves: Mapping[str, Shelf], heldout: HeldOut
+    recipe: Recipe,
+    scored: Mapping[str, Artifact],
+    corpus: HeldoutShards,
+    shards_of: Mapping[str, HeldoutShards],
+    heldout: HeldOut,
 ) -> list[dict[str, Any]]:
     """Lay a few held-out answers out in the pivot's and in each source's tokens.
 
@@ -79,7 +88,7 @@ def make_views(
         recipe: The run.
         scored: Artifacts of stage distributions by model name, the pivot's too.
         corpus: Held-out shards of the corpus.
-        shelves: Those of the models, by the same names.
+        shards_of: Those of the models, by the same names.
         heldout: Which documents there are.
     """
     picked = pick_documents(heldout, recipe.report.views, derive_seed(recipe.seed, "report views"))
@@ -90,11 +99,11 @@ def make_views(
         fuser = Fuser(recipe.fused, folders)
         align = recipe.fused.align
         if isinstance(align, DtwAlign) and align.kind == "ms":
-            fuser = Fuser(recipe.fused, folders, {source: _count_pairs(fuser, source, corpus, shelves)})
+            fuser = Fuser(recipe.fused, folders, {source: _count_pairs(fuser, source, corpus, shards_of)})
         views = []
         for identity in picked:
             place = heldout.place(identity)
-            laid_out = view_alignment(fuser, source, shelves["pivot"].row(*place), shelves[source].row(*place))
+            laid_out = view_alignment(fuser, source, shards_of["pivot"].row(*place), shards_of[source].row(*place))
             views.append({"source": source, "id": identity, "domain": str(domains[identity]), **laid_out})
         return {"source": source, "views": views}
 
@@ -103,12 +112,14 @@ def make_views(
     return [view for source in sources for view in results[source]]
 
 
-def _count_pairs(fuser: Fuser, source: str, corpus: Shelf, shelves: Mapping[str, Shelf]) -> Statistics:
+def _count_pairs(
+    fuser: Fuser, source: str, corpus: HeldoutShards, shards_of: Mapping[str, HeldoutShards]
+) -> Statistics:
     """What the map of `ms` is counted from, over held-out chats: a map like the training's, not the same."""
     parts = [
         fuser.count_pairs(
             read_shard(corpus.folder, corpus.records[n]),
-            {name: read_shard(shelves[name].folder, shelves[name].records[n]) for name in ("pivot", source)},
+            {name: read_shard(shards_of[name].folder, shards_of[name].records[n]) for name in ("pivot", source)},
         )[source]
         for n in range(min(len(corpus.records), _COUNTED_SHARDS))
     ]

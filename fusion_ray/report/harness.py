@@ -100,7 +100,7 @@ def _make_model(
         return _import_vllm_model().VLLM(**arguments, batch_size=settings.batch_size)
     from lm_eval.models.huggingface import HFLM
 
-    model = load_model(folder, engine.dtype, attention=engine.attention, trust_remote_code=trust_remote_code)
+    model = load_model(folder, engine, trust_remote_code=trust_remote_code)
     return HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, max_length=settings.max_length,
         device=str(model.device),

@@ -11,26 +11,26 @@ from typing import Any
 
 from fusion_ray.distributions.score import open_reader
 from fusion_ray.models.opening import make_generator
-from fusion_ray.on_ray import streams
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.report.answering import answer_questions
-from fusion_ray.report.evaluated_models import Entrant
+from fusion_ray.report.evaluated_models import EvaluatedModel
 from fusion_ray.report.judge_client import JudgeClient, Reply
 from fusion_ray.report.judging import describe_judging, list_judgments, summarise_judgments
 from fusion_ray.report.judgments import read_choice, read_rating
+from fusion_ray.report.kept import make_missing
 from fusion_ray.report.numbers import derive_seed
 from fusion_ray.report.questions import Question, read_questions
 from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 
 
-def judge_models(recipe: Recipe, folder: str, entrants: list[Entrant], tell: Tell) -> dict[str, Any] | None:
+def judge_models(recipe: Recipe, folder: str, evaluated: list[EvaluatedModel], tell: Tell) -> dict[str, Any] | None:
     """Have all models answer and be judged; None where the recipe has no judge.
 
     Args:
         recipe: The run.
         folder: The report's.
-        entrants: Every model of the run, the merged one among them.
+        evaluated: Every model of the run, the merged one among them.
         tell: Receives progress.
 
     Raises:
@@ -41,7 +41,7 @@ def judge_models(recipe: Recipe, folder: str, entrants: list[Entrant], tell: Tel
         return None
     place = join(folder, "judge")
     questions = read_questions(recipe.judge.questions)
-    answers = _answer(recipe, place, questions, entrants, tell)
+    answers = _answer(recipe, place, questions, evaluated, tell)
     judgments = list_judgments(recipe.judge.kinds, questions, answers)
     client = JudgeClient(recipe.judge, join(place, "replies"))
     n = len(judgments)
@@ -60,47 +60,45 @@ def judge_models(recipe: Recipe, folder: str, entrants: list[Entrant], tell: Tel
 
 
 def _answer(
-    recipe: Recipe, place: str, questions: list[Question], entrants: list[Entrant], tell: Tell
+    recipe: Recipe, place: str, questions: list[Question], evaluated: list[EvaluatedModel], tell: Tell
 ) -> dict[str, list[dict[str, Any]]]:
     """The answers of every model, by label; those that are on disk stay."""
     settings = recipe.distributions
-    marks = {entrant.label: _fingerprint(recipe, questions, entrant) for entrant in entrants}
-    found = {entrant.label: _read_answers(place, entrant.label, marks[entrant.label]) for entrant in entrants}
-    todo = [entrant for entrant in entrants if not found[entrant.label]]
 
-    def answer(entrant: Entrant) -> dict[str, Any]:
+    def answer(model: EvaluatedModel) -> list[dict[str, Any]]:
         assert recipe.judge is not None
-        pivot_folder = entrants[0].folder
-        tokenizer, reading = open_reader(entrant.model, settings, entrant.folder, pivot_folder)
+        tokenizer, reading = open_reader(model.model, settings, model.folder, evaluated[0].folder)
         generator = make_generator(
-            entrant.engine,
-            entrant.folder,
+            model.engine,
+            model.folder,
             max_length=recipe.judge.max_length,
-            trust_remote_code=entrant.model.trust_remote_code,
+            trust_remote_code=model.model.trust_remote_code,
             threads=max(1, int(settings.cpus_per_actor)),
         )
         made = answer_questions(questions, tokenizer, reading.template, generator, recipe.judge.answer_tokens)
         generator.close()
-        return {"label": entrant.label, "answers": made}
+        return made
 
-    for done, result in enumerate(streams.stream_with_models(todo, answer, settings), start=1):
-        label = result["label"]
-        found[label] = result["answers"]
-        _write_lines(_answers_file(place, label), [_as_line(label, marks[label], row) for row in result["answers"]])
-        tell(Progress("report", done, len(todo) + 1, f"{label} has answered"))
-    return found
+    def read(model: EvaluatedModel) -> list[dict[str, Any]] | None:
+        return _read_answers(place, model.label, _fingerprint(recipe, questions, model))
+
+    def write(model: EvaluatedModel, made: list[dict[str, Any]]) -> None:
+        mark = _fingerprint(recipe, questions, model)
+        _write_lines(_answers_file(place, model.label), [_as_line(model.label, mark, row) for row in made])
+
+    return make_missing(evaluated, read, answer, write, settings, tell, "answers")
 
 
-def _fingerprint(recipe: Recipe, questions: list[Question], entrant: Entrant) -> str:
+def _fingerprint(recipe: Recipe, questions: list[Question], model: EvaluatedModel) -> str:
     """What answers depend on."""
     assert recipe.judge is not None
     settings = recipe.distributions
     asked = [[question.id, *question.turns] for question in questions]
-    template = entrant.model.template or settings.template
+    template = model.model.template or settings.template
     parts = [
         asked,
-        entrant.fingerprint,
-        entrant.engine.model_dump(mode="json"),
+        model.fingerprint,
+        model.engine.model_dump(mode="json"),
         template,
         recipe.judge.max_length,
         recipe.judge.answer_tokens,
@@ -112,12 +110,15 @@ def _answers_file(place: str, label: str) -> str:
     return join(place, "answers", f"{label.replace(':', '-')}.jsonl")
 
 
-def _read_answers(place: str, label: str, mark: str) -> list[dict[str, Any]]:
+def _read_answers(place: str, label: str, mark: str) -> list[dict[str, Any]] | None:
     """Answers on disk, if they were made from the same questions and model."""
     uri = _answers_file(place, label)
-    rows = [json.loads(line) for line in read_bytes(uri).decode().splitlines()] if exists(uri) else []
-    if any(row["fingerprint"] != mark for row in rows):
-        return []
+    try:
+        rows = [json.loads(line) for line in read_bytes(uri).decode().splitlines()] if exists(uri) else []
+    except ValueError:
+        return None  # A damaged file counts as not made.
+    if not rows or any(row.get("fingerprint") != mark for row in rows):
+        return None
     return [
         {"question_id": row["question_id"], "turns": row["choices"][0]["turns"], "reason": row["reason"]}
         for row in rows

@@ -10,7 +10,8 @@ from fusion_ray.errors import EngineError
 from fusion_ray.models.server import Server
 from fusion_ray.recipe import Judge
 from fusion_ray.report.judge_prompts import Messages
-from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
+from fusion_ray.report.kept import keep, read_kept
+from fusion_ray.storage.filesystem import join
 
 
 class Reply(NamedTuple):
@@ -68,11 +69,11 @@ class JudgeClient:
         request = self.request(chat)
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         uri = join(self._folder, f"{key[:32]}.json")
-        if exists(uri):
-            return Reply(**json.loads(read_bytes(uri))["reply"])
+        kept = read_kept(uri, key)
+        if kept is not None:
+            return Reply(**kept["reply"])
         reply = self._read(self._server.ask("chat/completions", request))
-        kept = {"request": request, "reply": reply._asdict()}
-        write_bytes(uri, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+        keep(uri, key, {"request": request, "reply": reply._asdict()})
         return reply
 
     def request(self, chat: Messages) -> dict[str, Any]:

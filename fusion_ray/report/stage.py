@@ -25,8 +25,8 @@ from fusion_ray.on_ray.metrics import set_metrics
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Recipe
 from fusion_ray.report.choices import count_choices, sum_choices
-from fusion_ray.report.evaluated_models import list_entrants
-from fusion_ray.report.examples import Shelf, make_samples, make_views
+from fusion_ray.report.evaluated_models import list_evaluated_models
+from fusion_ray.report.examples import HeldoutShards, make_samples, make_views
 from fusion_ray.report.heldout import HeldOut, compare_shard, documents_table, join_shards
 from fusion_ray.report.history import describe_report, describe_run
 from fusion_ray.report.judge import judge_models
@@ -82,10 +82,10 @@ def build_report(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     report["chosen"] = {made.name: chosen[made.name] for made in artifact.inputs_of("fused")}
     report["answers"] = _count_answers(artifact, chosen)
     report["merge_weights"] = _merge_weights(_merged(artifact))
-    report |= _make_examples(recipe, artifact, Shelf(corpus.folder, tuple(shards)), models, heldout, tell)
-    entrants = list_entrants(recipe, artifact, {model.label: model.artifact for model in models})
-    report["judge"] = judge_models(recipe, artifact.folder, entrants, tell)
-    report["benchmarks"] = run_benchmarks(recipe, artifact.folder, artifact.contents, entrants, tell)
+    report |= _make_examples(recipe, artifact, HeldoutShards(corpus.folder, tuple(shards)), models, heldout, tell)
+    evaluated = list_evaluated_models(recipe, artifact, {model.label: model.artifact for model in models})
+    report["judge"] = judge_models(recipe, artifact.folder, evaluated, tell)
+    report["benchmarks"] = run_benchmarks(recipe, artifact.folder, artifact.contents, evaluated, tell)
     peaks = take_peaks()
     facts = {"verdict": report["verdict"]["text"], "documents": len(heldout.ids)}
     report["stages"].append(describe_report(artifact, time.monotonic() - started, peaks, facts))
@@ -238,16 +238,16 @@ def _merge_weights(merged: Artifact) -> dict[str, Any] | None:
 
 
 def _make_examples(
-    recipe: Recipe, artifact: Artifact, corpus: Shelf, models: list[ScoredModel], heldout: HeldOut, tell: Tell
+    recipe: Recipe, artifact: Artifact, corpus: HeldoutShards, models: list[ScoredModel], heldout: HeldOut, tell: Tell
 ) -> dict[str, Any]:
-    shelves = {model.label: Shelf(model.folder, model.records) for model in models}
+    shards_of = {model.label: HeldoutShards(model.folder, model.records) for model in models}
     scored = {m.label.removeprefix("source:"): m.artifact for m in models if m.artifact.stage == "distributions"}
     trained = [model for model in models if model.artifact.stage != "distributions"]
     files = {"pivot": artifact.models["pivot"]}
     files |= {model.label: trained_model(model.label, model_folder(model.artifact)) for model in trained}
-    by_name = {label.removeprefix("source:"): shelf for label, shelf in shelves.items()}
+    by_name = {label.removeprefix("source:"): shards for label, shards in shards_of.items()}
     return {
-        "samples": make_samples(recipe, files, corpus, shelves["pivot"], heldout, tell),
+        "samples": make_samples(recipe, files, corpus, shards_of["pivot"], heldout, tell),
         "views": make_views(recipe, scored, corpus, by_name, heldout),
     }
 

@@ -223,7 +223,7 @@ def _load(
         from transformers.integrations import HfDeepSpeedConfig
 
         alive = HfDeepSpeedConfig(config)  # While it lives, from_pretrained gives each worker its part only.
-    model = load_model(folder, "auto", trust_remote_code=trust_remote_code, device="cpu").requires_grad_(True).train()
+    model = load_model(folder, trust_remote_code=trust_remote_code, device="cpu").requires_grad_(True).train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if alive is not None:

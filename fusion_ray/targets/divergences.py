@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Kind = Literal["ce", "kl", "rkl", "jsd"]
+DivergenceName = Literal["ce", "kl", "rkl", "jsd"]
 # Reverse KL divides by P: an outcome that P rules out would be infinitely bad. Below this P counts as this.
 SMALLEST_P = 1e-8
 
@@ -17,10 +17,10 @@ class Divergence(NamedTuple):
     """Value at each position, and derivative by the log Q of every outcome (tail last)."""
 
     value_N: torch.Tensor
-    slope_NO: torch.Tensor
+    gradient_NO: torch.Tensor
 
 
-def diverge(kind: Kind, p_NO: torch.Tensor, logq_NO: torch.Tensor, unused_NO: torch.Tensor) -> Divergence:
+def diverge(kind: DivergenceName, p_NO: torch.Tensor, logq_NO: torch.Tensor, unused_NO: torch.Tensor) -> Divergence:
     """Compute D(P, Q) in float32.
 
     `ce` is -sum P log Q, `kl` sum P log(P / Q), `rkl` sum Q log(Q / P), `jsd` half of KL(P | M) plus half of

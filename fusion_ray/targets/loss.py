@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from fusion_ray.targets.divergences import Divergence, Kind, diverge, diverge_within
+from fusion_ray.targets.divergences import Divergence, DivergenceName, diverge, diverge_within
 from fusion_ray.targets.soft_target import SoftTarget
 
 CHUNK_BYTES = 32 << 20
@@ -33,7 +33,7 @@ def fusion_loss(
     head_VD: torch.Tensor,
     target: SoftTarget,
     *,
-    divergence: Kind = "ce",
+    divergence: DivergenceName = "ce",
     denominator: float | None = None,
     bias_V: torch.Tensor | None = None,
     soft_cap: float | None = None,
@@ -70,7 +70,7 @@ def fusion_loss(
 
 @dataclass(frozen=True)
 class _Options:
-    divergence: Kind
+    divergence: DivergenceName
     denominator: float
     soft_cap: float | None
     chunk_bytes: int
@@ -216,10 +216,10 @@ class _Logits:
         apart = _diverge(target, options.divergence, kept_logits_NK - log_mass_N1, rest_N1.log() - log_mass_N1)
         if options.with_gradients:
             lambda_N1 = target.lambda_N[:, None] / options.denominator
-            slope_NO = apart.slope_NO * (1.0 / options.denominator - lambda_N1)
-            total_N1 = slope_NO.sum(dim=1, keepdim=True) - lambda_N1
-            buffer_NV *= slope_NO[:, -1:] / rest_N1 - total_N1 / mass_N1
-            by_kept_NK = slope_NO[:, :-1] - kept_NK / mass_N1 * total_N1
+            gradient_NO = apart.gradient_NO * (1.0 / options.denominator - lambda_N1)
+            total_N1 = gradient_NO.sum(dim=1, keepdim=True) - lambda_N1
+            buffer_NV *= gradient_NO[:, -1:] / rest_N1 - total_N1 / mass_N1
+            by_kept_NK = gradient_NO[:, :-1] - kept_NK / mass_N1 * total_N1
             buffer_NV.scatter_add_(1, ids_NK, by_kept_NK.masked_fill(unused_NK, 0.0))
             buffer_NV.scatter_add_(1, gold_N1, -lambda_N1)
         return (log_mass_N1 - gold_logit_N1)[:, 0], apart.value_N
@@ -232,11 +232,11 @@ def _without_gaps(ids_NK: torch.Tensor) -> torch.Tensor:
     return torch.where(ids_NK < 0, ids_NK[:, :1].clamp(min=0), ids_NK)
 
 
-def _diverge(target: SoftTarget, kind: Kind, logq_NK: torch.Tensor, log_rest_N1: torch.Tensor) -> Divergence:
+def _diverge(target: SoftTarget, kind: DivergenceName, logq_NK: torch.Tensor, log_rest_N1: torch.Tensor) -> Divergence:
     unused_NK = target.ids_NK < 0
     if kind == "rkl" and target.tail == "renormalise":
         within = diverge_within(target.probs_NK, logq_NK, unused_NK)
-        return Divergence(within.value_N, torch.cat([within.slope_NO, torch.zeros_like(log_rest_N1)], dim=1))
+        return Divergence(within.value_N, torch.cat([within.gradient_NO, torch.zeros_like(log_rest_N1)], dim=1))
     p_NO = torch.cat([target.probs_NK, target.tail_N[:, None]], dim=1)
     unused_NO = torch.cat([unused_NK, torch.zeros_like(log_rest_N1, dtype=torch.bool)], dim=1)
     return diverge(kind, p_NO, torch.cat([logq_NK, log_rest_N1], dim=1), unused_NO)

@@ -2,7 +2,7 @@
 
 import torch
 
-from fusion_ray.targets.divergences import SMALLEST_P, Kind
+from fusion_ray.targets.divergences import SMALLEST_P, DivergenceName
 from fusion_ray.targets.soft_target import SoftTarget
 
 
@@ -11,7 +11,7 @@ def naive_fusion_loss(
     head_VD: torch.Tensor,
     target: SoftTarget,
     *,
-    divergence: Kind = "ce",
+    divergence: DivergenceName = "ce",
     bias_V: torch.Tensor | None = None,
     soft_cap: float | None = None,
 ) -> torch.Tensor:
@@ -28,7 +28,7 @@ def naive_fusion_loss(
     return (lambda_N * gold_N + (1 - lambda_N) * soft_N).mean()
 
 
-def _soft_loss(logq_V: torch.Tensor, target: SoftTarget, n: int, kind: Kind) -> torch.Tensor:
+def _soft_loss(logq_V: torch.Tensor, target: SoftTarget, n: int, kind: DivergenceName) -> torch.Tensor:
     """D(P, Q) at one position: first list the outcomes, then compare the two distributions over them."""
     used_K = target.ids_NK[n] >= 0
     ids_K = target.ids_NK[n][used_K]

@@ -20,16 +20,16 @@ _COMMIT_WITHIN_S = 60.0
 _terminated = threading.Event()
 
 
-class NoticingTorch(TorchConfig):
+class WatchingTorch(TorchConfig):
     """Ray Train's set-up of torch, in workers that take SIGTERM for a notice."""
 
     @property
     def backend_cls(self) -> type:
         """The class that sets up the workers; Ray asks for it by this name."""
-        return _NoticingBackend
+        return _WatchingBackend
 
 
-class _NoticingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+class _WatchingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(worker_group, backend_config)
         # Through the group and not in the training function: that runs in a thread, which may set no handler.
@@ -40,7 +40,7 @@ def _take_sigterm_for_a_notice() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
-class Notices:
+class PreemptionWatch:
     """Asked after every update, by all workers together: is a checkpoint wanted now?"""
 
     def __init__(self) -> None:

@@ -3,10 +3,10 @@
 import math
 from typing import Literal
 
-Kind = Literal["cosine", "linear", "constant"]
+ScheduleName = Literal["cosine", "linear", "constant"]
 
 
-def learning_rate_share(step: int, total: int, *, kind: Kind, warmup: float) -> float:
+def learning_rate_share(step: int, total: int, *, kind: ScheduleName, warmup: float) -> float:
     """Share of the highest learning rate that the update number `step` (from 0) of `total` uses.
 
     Warmup rises linearly over the first `warmup` share of the updates, rounded up; cosine and linear then fall to

@@ -27,7 +27,7 @@ from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manif
 from fusion_ray.storage.filesystem import delete, join, list_files, locate, read_bytes, sha256_of_file
 from fusion_ray.storage.peak import note_worker
 from fusion_ray.storage.run_folder import MANIFEST
-from fusion_ray.targets.preemption import NoticingTorch
+from fusion_ray.targets.preemption import WatchingTorch
 from fusion_ray.targets.worker import TargetTask, train_worker
 
 WORKING = ".training"
@@ -156,7 +156,7 @@ def _fit(task: TargetTask) -> dict[str, Any]:
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"task": task},
-        torch_config=NoticingTorch(backend="nccl" if settings.gpus_per_worker else "gloo"),
+        torch_config=WatchingTorch(backend="nccl" if settings.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu=bool(settings.gpus_per_worker),

@@ -23,7 +23,7 @@ from fusion_ray.targets.trainer import StepReport
 _TELL_EVERY_S = 0.5
 
 
-class Followed(NamedTuple):
+class ReportedRun(NamedTuple):
     """A training run as those who follow it know it.
 
     Attributes:
@@ -40,44 +40,44 @@ class Followed(NamedTuple):
 
 
 @contextmanager
-def following(followed: Followed, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
+def report_training(reported: ReportedRun, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
     """Give what to call after every update, in every worker; only the first worker's calls are heard.
 
     Args:
-        followed: The run.
+        reported: The run.
         before: Updates that its checkpoint has behind it.
 
     Raises:
         EngineError: A tracker is missing or refuses; raised in every worker, so that none waits for the first.
     """
     if ray.train.get_context().get_world_rank() == 0:
-        with _first_worker_s(followed, before) as follow:
-            yield follow
+        with _reporting_worker(reported, before) as report:
+            yield report
     else:
         _agree(None)
         yield lambda _: None
 
 
 @contextmanager
-def _first_worker_s(followed: Followed, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
-    place, trackers = locate(followed.artifact.folder), list[Tracker]()
+def _reporting_worker(reported: ReportedRun, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
+    place, trackers = locate(reported.artifact.folder), list[Tracker]()
     with tempfile.TemporaryDirectory(prefix="fusion_ray_curves_") as temporary:
         folder = Path(place.path) if place.is_local else Path(temporary)
         try:
-            trackers = open_trackers(followed.trackers, followed.tracked, folder, before)
+            trackers = open_trackers(reported.trackers, reported.tracked, folder, before)
         except EngineError as error:
             _agree(error)
         _agree(None)
-        line = _LiveLine(followed)
+        live_line = _LiveLine(reported)
 
-        def follow(report: StepReport) -> None:
-            line.show(report)
-            _set_gauges(followed, report)
+        def tell_all(report: StepReport) -> None:
+            live_line.show(report)
+            _set_gauges(reported, report)
             for tracker in trackers:
                 tracker.log(report.step, curve_values(report))
 
         try:
-            yield follow
+            yield tell_all
         finally:
             for tracker in trackers:
                 tracker.close()
@@ -87,16 +87,16 @@ def _first_worker_s(followed: Followed, before: list[StepReport]) -> Iterator[Ca
 
 def _agree(error: EngineError | None) -> None:
     """Raise the first worker's error in all of them."""
-    everyone_s = ray.train.collective.broadcast_from_rank_zero(error)
-    if everyone_s is not None:
-        raise everyone_s
+    agreed = ray.train.collective.broadcast_from_rank_zero(error)
+    if agreed is not None:
+        raise agreed
 
 
 class _LiveLine:
     """Sends progress to the driver, and not more often than anyone can read."""
 
-    def __init__(self, followed: Followed) -> None:
-        self._followed = followed
+    def __init__(self, reported: ReportedRun) -> None:
+        self._reported = reported
         self._told_at = 0.0
         self._bits_per_byte: float | None = None
 
@@ -112,14 +112,14 @@ class _LiveLine:
         detail += f", {line.tokens_per_s:,.0f} tokens/s"
         if line.step < line.total:
             detail += f", {_clock(_left_s(line))} left"
-        put_on(self._followed.board, Progress(str(self._followed.artifact), line.step, line.total, detail))
+        put_on(self._reported.board, Progress(str(self._reported.artifact), line.step, line.total, detail))
 
 
-def _set_gauges(followed: Followed, line: StepReport) -> None:
+def _set_gauges(reported: ReportedRun, line: StepReport) -> None:
     values = {"loss": line.loss, "loss_gold": line.gold, "loss_soft": line.soft, "tokens_per_s": line.tokens_per_s}
     values |= {"steps_done": line.step, "steps_total": line.total, "seconds_left": _left_s(line)}
     values |= {} if line.bits_per_byte is None else {"bits_per_byte": line.bits_per_byte}
-    set_metrics(followed.run, followed.artifact, **values)
+    set_metrics(reported.run, reported.artifact, **values)
 
 
 def _left_s(line: StepReport) -> float:

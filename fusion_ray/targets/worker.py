@@ -25,11 +25,11 @@ from fusion_ray.storage.run_folder import METRICS
 from fusion_ray.storage.shards import ShardRecord, read_shard
 from fusion_ray.targets.control_arms import as_anchored, as_self, as_sft, as_shuffled
 from fusion_ray.targets.export import export_model
-from fusion_ray.targets.preemption import Notices, end_if_terminated
+from fusion_ray.targets.preemption import PreemptionWatch, end_if_terminated
 from fusion_ray.targets.rows import COLUMNS, TrainingRows
 from fusion_ray.targets.trackers import TrackedRun
 from fusion_ray.targets.trainer import Trainer, read_history
-from fusion_ray.targets.training_reports import Followed, following
+from fusion_ray.targets.training_reports import ReportedRun, report_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +69,14 @@ def _train(task: TargetTask) -> dict[str, Any]:
     checkpoint = ray.train.get_checkpoint()
     with (
         checkpoint.as_directory() if checkpoint else tempfile.TemporaryDirectory() as folder,
-        following(_followed(task), read_history(Path(folder)) if checkpoint else []) as follow,
+        report_training(_reported(task), read_history(Path(folder)) if checkpoint else []) as report,
     ):
         history = trainer.fit(
             train,
             validation if validation.answers_N.sum() else None,
-            report=follow,
+            report=report,
             save=_hand_to_ray,
-            wants_checkpoint=Notices(),
+            wants_checkpoint=PreemptionWatch(),
             resume_from=Path(folder) if checkpoint else None,
             part=tuple(task.artifact.settings.get(name, 1) for name in ("round", "rounds")),
         )
@@ -107,12 +107,12 @@ def _start(artifact: Artifact) -> str:
     return trained_model(str(start), model_folder(start)).folder if start else artifact.models["pivot"].folder
 
 
-def _followed(task: TargetTask) -> Followed:
+def _reported(task: TargetTask) -> ReportedRun:
     artifact, settings = task.artifact, task.settings
     name = f"{task.run}/{artifact.name}"
     identity = f"{name}-{artifact.fingerprint}".replace("/", "-")
     tracked = TrackedRun(name, identity, settings.model_dump(mode="json") | {"seed": task.seed})
-    return Followed(task.run, artifact, task.board, settings.trackers, tracked)
+    return ReportedRun(task.run, artifact, task.board, settings.trackers, tracked)
 
 
 def read_rows(task: TargetTask, split: str) -> TrainingRows:

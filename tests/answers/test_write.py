@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+from toys.models import FLOAT32, byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.answers.write import answer_anew
 from fusion_ray.chat import choose_template
@@ -19,7 +19,7 @@ from fusion_ray.distributions.score import DISTRIBUTIONS_SCHEMA, open_reader, re
 from fusion_ray.errors import EngineError, RecipeError
 from fusion_ray.fused.fuse import Fuser
 from fusion_ray.models.folders import end_tokens, load_model, load_tokenizer
-from fusion_ray.models.generator import Generator, Writing, Written
+from fusion_ray.models.generator import Completion, DecodingOptions, Generator
 from fusion_ray.models.transformers import TransformersGenerator, TransformersScorer, _drawing
 from fusion_ray.recipe import Answers, Distributions, Fused, Model, parse_recipe
 
@@ -57,20 +57,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_toy(tmp_path_factory.mktemp("answers") / "m", "llama", byte_level_tokenizer(), extra_rows=40)
 
 
-def draw(folder: str, prompts: list[list[int]], seeds: list[int], **more: Any) -> list[Written]:
+def draw(folder: str, prompts: list[list[int]], seeds: list[int], **more: Any) -> list[Completion]:
     settings: dict[str, Any] = {"max_tokens": 1, "end_ids": [], "temperature": 1.0} | more
     ids = [np.array(prompt, dtype=np.int32) for prompt in prompts]
-    return TransformersGenerator(folder, dtype="float32").sample(ids, seeds=seeds, **settings)
+    return TransformersGenerator(folder, engine=FLOAT32).sample(ids, seeds=seeds, **settings)
 
 
 def test_what_is_drawn_is_distributed_as_the_model_says_and_never_a_padding_row(folder: str) -> None:
-    generator, prompt, n = TransformersGenerator(folder, dtype="float32"), [3, 5, 7], 3000
+    generator, prompt, n = TransformersGenerator(folder, engine=FLOAT32), [3, 5, 7], 3000
     drawn = generator._continue(  # type: ignore[attr-defined]
         [np.array(prompt)] * n, 1, [], _drawing(0.5, list(range(n)), len(byte_level_tokenizer()))
     )[:, 0]
     size = len(byte_level_tokenizer())
     with torch.no_grad():
-        logits = load_model(folder, "float32")(torch.tensor([prompt])).logits[0, -1]
+        logits = load_model(folder, FLOAT32)(torch.tensor([prompt])).logits[0, -1]
     assert len(logits) > size > drawn.max()
     expected = torch.softmax(logits[:size] / 0.5, -1).double().numpy()
     found = np.bincount(drawn, minlength=size) / n
@@ -91,7 +91,7 @@ def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(folder: str) -
 
 
 def groups(folder: str, lengths: list[int], max_length: int) -> list[list[int]]:
-    generator = TransformersGenerator(folder, max_length, dtype="float32")
+    generator = TransformersGenerator(folder, max_length, engine=FLOAT32)
     return list(generator._together([np.zeros(length, dtype=np.int32) for length in lengths], 6))
 
 
@@ -100,15 +100,15 @@ def test_prompts_of_all_lengths_are_continued_together_but_for_those_with_less_r
     assert [len(found) for found in groups(folder, [94] * 100, 200)] == [81, 19]  # 8,192 tokens and no more.
     prompts = [np.array(prompt, dtype=np.int32) for prompt in ([3, 5], [4] * 17, [6] * 18)]
     settings: dict[str, Any] = {"end_ids": [], "temperature": 1.0, "seeds": [0, 1, 2]}
-    generator = TransformersGenerator(folder, 20, dtype="float32")
+    generator = TransformersGenerator(folder, 20, engine=FLOAT32)
     limited = generator.sample(prompts, max_tokens=6, **settings)
     for row, room in enumerate((6, 3, 2)):
-        free = TransformersGenerator(folder, dtype="float32").sample(prompts, max_tokens=room, **settings)
+        free = TransformersGenerator(folder, engine=FLOAT32).sample(prompts, max_tokens=room, **settings)
         assert limited[row] == free[row]
 
 
 def test_the_output_head_is_given_no_slice_for_which_torch_would_copy_it(folder: str) -> None:
-    generator, seen = TransformersGenerator(folder, dtype="float32"), []
+    generator, seen = TransformersGenerator(folder, engine=FLOAT32), []
     head = generator._model.get_output_embeddings()
     head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
     prompts = [np.array([3, 5, 7], dtype=np.int32)] * 2
@@ -134,7 +134,7 @@ def test_an_answer_that_does_not_end_says_so_and_one_that_ends_stops_there(folde
     everything = list(range(len(byte_level_tokenizer())))
     whole = draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3)
     assert [written.ended for written in whole] == [False, False]
-    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == [Written("", True)] * 2
+    assert draw(folder, [[3, 5], [4, 6]], [0, 1], max_tokens=3, end_ids=everything) == [Completion("", True)] * 2
     (long,) = draw(folder, [[3, 5]], [0], max_tokens=9, end_ids=[])
     assert whole[0].text and long.text.startswith(whole[0].text)
 
@@ -148,7 +148,7 @@ def test_what_is_written_does_not_depend_on_the_models_own_generation_config(fol
             folder, [[3, 5, 7], [4]], [0, 1], **settings
         )
     greedy = [
-        TransformersGenerator(place, dtype="float32").generate([np.array([3, 5, 7])], max_tokens=9, end_ids=[])
+        TransformersGenerator(place, engine=FLOAT32).generate([np.array([3, 5, 7])], max_tokens=9, end_ids=[])
         for place in (folder, str(tmp_path / "m"))
     ]
     assert greedy[0] == greedy[1]
@@ -185,10 +185,10 @@ class Scripted(Generator):
 
     max_length = 200
 
-    def __init__(self, *written: Written) -> None:
+    def __init__(self, *written: Completion) -> None:
         self.written, self.asked = list(written), []  # type: ignore[var-annotated]
 
-    def _write(self, prompts: Any, how: Writing) -> list[Written]:
+    def _write(self, prompts: Any, how: DecodingOptions) -> list[Completion]:
         self.asked.append((list(prompts), how._asdict()))
         return self.written
 
@@ -212,8 +212,8 @@ def test_one_answer_of_a_chat_is_given_anew_and_what_cannot_be_used_is_counted()
         {"id": "d", "domain": "y", "messages": [assistant("I speak first")]},
         {"id": "e", "domain": "y", "messages": [user("E?"), assistant("e")]},
     ]
-    said = [Written(" new ", True), Written(" on and on\N{REPLACEMENT CHARACTER}", False)]
-    tokenizer, generator = byte_level_tokenizer(), Scripted(*said, Written("  ", True), Written("again", True))
+    said = [Completion(" new ", True), Completion(" on and on\N{REPLACEMENT CHARACTER}", False)]
+    tokenizer, generator = byte_level_tokenizer(), Scripted(*said, Completion("  ", True), Completion("again", True))
     template = choose_template("native", tokenizer)
     settings = Answers(per_chat=2, max_tokens=7, temperature=0.9)
     rows, counts = answer_anew(chats, tokenizer, template, generator, settings, 0)
@@ -261,7 +261,7 @@ def test_an_answer_s_row_has_its_author_s_number_or_a_reason(tmp_path: Path) -> 
     tables = {}
     for name in ("pivot", "author"):
         tokenizer, settings = open_reader(Model(model=folders[name]), Distributions(), folders[name])
-        scorer = TransformersScorer(folders[name], 5, dtype="float32")
+        scorer = TransformersScorer(folders[name], 5, FLOAT32)
         tables[name] = score_rows(render_rows(chats, tokenizer, settings), scorer)
         assert [row[-1] for row in tables[name]["turn_ended"].to_pylist()] == [n != 1 for n in range(len(texts))]
     unlikely = tables["author"]["real_logprobs"].to_pylist()

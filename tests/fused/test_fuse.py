@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+from toys.models import FLOAT32, byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.corpus.row_formats import CORPUS_SCHEMA
 from fusion_ray.distributions.score import count_cut, open_reader, read_scored, read_topk, render_rows, score_rows
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.fused.fuse import Fuser, Statistics
-from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.scorer import DrawSettings
 from fusion_ray.models.transformers import TransformersScorer
 from fusion_ray.recipe import Distributions, DtwAlign, Fused, Model
 from fusion_ray.report.alignment_view import view_alignment
@@ -50,7 +50,10 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     scored = {}
     for name, path in folders.items():
         tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
-        scored[name] = score_rows(render_rows(chats, tokenizer, settings), TransformersScorer(path, 5, dtype="float32"))
+        scored[name] = score_rows(
+            render_rows(chats, tokenizer, settings),
+            TransformersScorer(path, 5, FLOAT32),
+        )
     return {"chats": chats, "scored": scored, "folders": folders}
 
 
@@ -196,7 +199,7 @@ def drawn(shard: dict[str, Any], names: list[str], draws: int, seed: int) -> dic
     for name in names:
         path = shard["folders"][name]
         tokenizer, settings = open_reader(Model(model=path), Distributions(), path)
-        scorer = TransformersScorer(path, 5, dtype="float32", sampling=Sampling(draws, seed))
+        scorer = TransformersScorer(path, 5, FLOAT32, sampling=DrawSettings(draws, seed))
         scored = score_rows(render_rows(shard["chats"], tokenizer, settings), scorer)
         tables[name] = expand_topk(compact_topk(scored))
     return tables
@@ -260,17 +263,17 @@ def test_too_long_chats_are_cut_at_the_recipes_or_the_models_limit_and_counted(s
 
 def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
     repeats, draws = 300, 8
-    exact = TransformersScorer(shard["folders"]["pivot"], 600, dtype="float32")
+    exact = TransformersScorer(shard["folders"]["pivot"], 600, FLOAT32)
     tokenizer, settings = open_reader(Model(model=""), Distributions(), shard["folders"]["pivot"])
     rendered = render_rows(shard["chats"].slice(0, 1), tokenizer, settings)
     whole = read_topk(score_rows(rendered, exact))
     truth_TV = np.zeros((len(whole), 700))
     np.put_along_axis(truth_TV, whole.ids_TK, np.exp(whole.logprobs_TK), axis=1)
     mean_TV = np.zeros_like(truth_TV)
-    scorer = TransformersScorer(shard["folders"]["pivot"], 5, dtype="float32", sampling=Sampling(draws))
+    scorer = TransformersScorer(shard["folders"]["pivot"], 5, FLOAT32, sampling=DrawSettings(draws))
     fuser = Fuser(Fused(), {name: shard["folders"][name] for name in ("pivot", "twin")})
     for seed in range(repeats):
-        scorer._sampling = Sampling(draws, seed)
+        scorer._sampling = DrawSettings(draws, seed)
         table = score_rows(rendered, scorer)
         projection = fuser.project("twin", read_scored(table), read_scored(table))
         for t, (ids, logprobs) in enumerate(zip(projection.topk.ids_TK, projection.topk.logprobs_TK, strict=True)):

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toys.models import byte_level_tokenizer, save_toy
+from toys.models import FLOAT32, byte_level_tokenizer, save_toy
 
 from fusion_ray.models.folders import load_model
-from fusion_ray.recipe import Evaluate, TransformersEngine
+from fusion_ray.recipe import Evaluate
 from fusion_ray.report.harness import run_harness
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -60,7 +60,7 @@ def test_local_tasks_give_the_models_own_numbers(folder: str, tmp_path: Path) ->
         "own",
     ]
     settings = Evaluate.model_validate({"tasks": tasks, "folder": str(tmp_path / "tasks")})
-    found = run_harness(folder, TransformersEngine(dtype="float32"), settings)
+    found = run_harness(folder, FLOAT32, settings)
     assert {name: result["documents"] for name, result in found.items()} == {"exam": 5, "gold": 4, "own": 4}
 
     right = []

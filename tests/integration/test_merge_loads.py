@@ -47,7 +47,7 @@ def test_a_merged_folder_loads_and_generates(tmp_path: Path, tied: bool, file_by
 GENERATE = """
 import json, sys
 from fusion_ray.models.vllm import VllmScorer
-scorer = VllmScorer(sys.argv[1], 4, dtype="float32", max_length=64, threads=1)
+scorer = VllmScorer(sys.argv[1], 4, engine=VllmEngine(dtype="float32"), max_length=64, threads=1)
 from vllm import SamplingParams
 greedy = SamplingParams(max_tokens=12, temperature=0, detokenize=False, ignore_eos=True)
 (made,) = scorer._engine.generate([{"prompt_token_ids": json.loads(sys.argv[2])}], greedy, use_tqdm=False)

@@ -8,7 +8,7 @@ import toys.models as toy_models
 from toys.loopback import serving
 
 from fusion_ray.errors import EngineError
-from fusion_ray.models.generator import Written
+from fusion_ray.models.generator import Completion
 from fusion_ray.models.openai import OpenAIScorer
 from fusion_ray.models.opening import make_generator, make_scorer
 from fusion_ray.recipe import OpenAIEngine
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def scorer_for(folder: str, url: str, **changes) -> OpenAIScorer:
-    return OpenAIScorer(folder, 2, base_url=url, first_wait_s=0.001, **{"retries": 3, **changes})
+    return OpenAIScorer(folder, 2, OpenAIEngine(base_url=url, **{"retries": 3, **changes}), first_wait_s=0.001)
 
 
 def test_answers_are_read_at_the_positions_asked_for(folder):
@@ -119,5 +119,5 @@ def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> No
             [np.array([1]), np.array([2])], max_tokens=5, end_ids=[9], temperature=0.7, seeds=[0, 4]
         )
         generator.close()
-    assert texts == [Written("t0", False), Written("t4", True)]
+    assert texts == [Completion("t0", False), Completion("t4", True)]
     assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}

@@ -5,11 +5,13 @@ import importlib.util
 import numpy as np
 import pytest
 import toys.models as toy_models
+from toys.models import FLOAT32
 from toys.vllm_server import vllm_server
 
 from fusion_ray.errors import EngineError
 from fusion_ray.models.openai import OpenAIScorer
 from fusion_ray.models.transformers import TransformersScorer
+from fusion_ray.recipe import OpenAIEngine
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,8 +34,8 @@ def server(folder, tmp_path_factory):
 
 
 def test_a_real_server_gives_what_transformers_gives(server, folder):
-    remote = OpenAIScorer(folder, 8, base_url=server, concurrency=4)
-    local = TransformersScorer(folder, 8, dtype="float32")
+    remote = OpenAIScorer(folder, 8, OpenAIEngine(base_url=server, concurrency=4))
+    local = TransformersScorer(folder, 8, FLOAT32)
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 600, length).astype(np.int32) for length in (40, 3, 90, 17, 199)]
     positions = [np.arange(1, len(row), 2) for row in rows]
@@ -48,12 +50,12 @@ def test_a_real_server_gives_what_transformers_gives(server, folder):
 
 
 def test_a_sequence_longer_than_the_server_reads_is_its_own_words(server, folder):
-    remote = OpenAIScorer(folder, 8, base_url=server)
+    remote = OpenAIScorer(folder, 8, OpenAIEngine(base_url=server))
     with pytest.raises(EngineError, match=r"HTTP 400: .*200"):
         remote.score([np.zeros(210, dtype=np.int32)], [np.array([209])])
 
 
 def test_a_k_that_the_server_does_not_allow_is_an_error(server, folder):
-    remote = OpenAIScorer(folder, 9, base_url=server)
+    remote = OpenAIScorer(folder, 9, OpenAIEngine(base_url=server))
     with pytest.raises(EngineError, match=r"HTTP 400: .*--max-logprobs 9"):
         remote.score([np.zeros(10, dtype=np.int32)], [np.array([5])])

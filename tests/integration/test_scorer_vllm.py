@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import ray
 import toys.models as toy_models
+from toys.models import FLOAT32
 from toys.run import make_recipe
 
-from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.scorer import DrawSettings
 from fusion_ray.models.transformers import TransformersGenerator, TransformersScorer
 from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.pipeline.run import run
-from fusion_ray.recipe import Evaluate, TransformersEngine
+from fusion_ray.recipe import Evaluate
 from fusion_ray.report.harness import run_harness
 from fusion_ray.storage.artifacts import read_manifest
 
@@ -38,9 +39,9 @@ def run_session(tmp_path: Path, architectures: tuple[str, ...]):
     command = [sys.executable, str(script), str(tmp_path / "request.npz"), str(tmp_path / "result.npz"), *folders]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    ours = [TransformersScorer(folder, 8, dtype="float32").score(rows, positions) for folder in folders]
+    ours = [TransformersScorer(folder, 8, FLOAT32).score(rows, positions) for folder in folders]
     theirs = np.load(tmp_path / "result.npz")
-    drawing = TransformersScorer(folders[0], 4, dtype="float32", sampling=Sampling(8, seed=3))
+    drawing = TransformersScorer(folders[0], 4, FLOAT32, sampling=DrawSettings(8, seed=3))
     assert_drawn_alike(theirs, drawing.score(rows, positions))
     return theirs, ours
 
@@ -84,11 +85,11 @@ def test_vllm_scores_and_writes_as_transformers_on_qwen2_gpt_neox_and_gemma2(tmp
     assert_same(theirs, ours)
     rows, folder = np.load(tmp_path / "request.npz"), str(tmp_path / "qwen2")
     prompts = [rows[f"row{i}"] for i in range(4)]
-    written = TransformersGenerator(folder, dtype="float32").generate(prompts, max_tokens=12, end_ids=[2])
+    written = TransformersGenerator(folder, engine=FLOAT32).generate(prompts, max_tokens=12, end_ids=[2])
     assert theirs["written"].tolist() == written and any(written)
     assert bool(theirs["same"]) and theirs["never"].all() and theirs["ended"].any()
     task = {"kind": "gold_answer", "name": "gold", "path": str(tmp_path / "qwen2" / "gold.jsonl")}
-    found = run_harness(folder, TransformersEngine(dtype="float32"), Evaluate.model_validate({"tasks": [task]}))
+    found = run_harness(folder, FLOAT32, Evaluate.model_validate({"tasks": [task]}))
     assert float(theirs["gold"]) == pytest.approx(found["gold"]["metrics"]["bits_per_byte"], rel=1e-4)
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 import toys.models as toy_models
+from toys.models import FLOAT32
 
 from fusion_ray.errors import EngineError, RecipeError
 from fusion_ray.models.head import keep_draws, uniforms_of
 from fusion_ray.models.opening import make_scorer
-from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.scorer import DrawSettings
 from fusion_ray.models.transformers import TransformersScorer
-from fusion_ray.recipe import OpenAIEngine, SampledStore, parse_recipe
+from fusion_ray.recipe import OpenAIEngine, SampledStore, TransformersEngine, parse_recipe
 from fusion_ray.storage.topk import TopK
 
 VOCABULARY = 40
@@ -127,12 +128,14 @@ def test_a_row_is_drawn_the_same_in_any_batch_and_otherwise_with_another_seed(fo
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 600, length).astype(np.int32) for length in (40, 9, 80, 23)]
     positions = [np.arange(1, len(row)) for row in rows]
-    sampling = Sampling(25, seed=7)
-    scorer = TransformersScorer(folder, 4, dtype="float32", tokens_per_batch=1, sampling=sampling)
+    sampling = DrawSettings(25, seed=7)
+    scorer = TransformersScorer(
+        folder, 4, engine=TransformersEngine(dtype="float32", tokens_per_batch=1), sampling=sampling
+    )
     alone = scorer.score(rows, positions)
-    batched = TransformersScorer(folder, 4, dtype="float32", sampling=sampling).score(rows[::-1], positions[::-1])[::-1]
-    other = TransformersScorer(folder, 4, dtype="float32", sampling=Sampling(25, seed=8)).score(rows, positions)
-    whole = TransformersScorer(folder, 4, dtype="float32").score(rows, positions)
+    batched = TransformersScorer(folder, 4, FLOAT32, sampling=sampling).score(rows[::-1], positions[::-1])[::-1]
+    other = TransformersScorer(folder, 4, FLOAT32, sampling=DrawSettings(25, seed=8)).score(rows, positions)
+    whole = TransformersScorer(folder, 4, FLOAT32).score(rows, positions)
     for one, two, three, exact in zip(alone, batched, other, whole, strict=True):
         assert one.ids_TK.shape == (len(exact), 25)
         assert (one.ids_TK == two.ids_TK).all(axis=1).mean() > 0.9  # a draw on an edge may fall to either side
@@ -144,12 +147,12 @@ def test_more_draws_than_the_tokenizer_has_tokens_are_refused(folder: str) -> No
     with pytest.raises(
         EngineError, match=r"store\.draws is 601 and the tokenizer has 600 tokens\. Lower \S+store\.draws\."
     ):
-        TransformersScorer(folder, 4, dtype="float32", sampling=Sampling(601))
+        TransformersScorer(folder, 4, FLOAT32, sampling=DrawSettings(601))
 
 
 def test_draws_need_an_engine_that_gives_whole_distributions(folder):
     with pytest.raises(EngineError, match=r"engine openai: draws need the whole distribution.*transformers"):
-        make_scorer(OpenAIEngine(base_url="http://localhost:1"), folder, 4, sampling=Sampling(10))
+        make_scorer(OpenAIEngine(base_url="http://localhost:1"), folder, 4, sampling=DrawSettings(10))
     recipe = {
         "name": "x",
         "pivot": {"model": folder},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys.models as toy_models
+from toys.models import FLOAT32
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.errors import EngineError, NonFiniteError
@@ -51,7 +52,7 @@ def plain_score(folder: str, ids: np.ndarray, positions: np.ndarray, k: int, n_t
 @pytest.mark.parametrize("architecture", toy_models.ARCHITECTURES)
 def test_scorer_equals_a_plain_computation_over_all_logits(folders, architecture):
     folder = folders(architecture)
-    scorer = TransformersScorer(folder, 8, dtype="float32", tokens_per_batch=100)
+    scorer = TransformersScorer(folder, 8, engine=TransformersEngine(dtype="float32", tokens_per_batch=100))
     assert scorer._head.checked
     ids, positions = requests(scorer.n_tokens)
     for row, result in enumerate(scorer.score(ids, positions)):
@@ -64,8 +65,8 @@ def test_scorer_equals_a_plain_computation_over_all_logits(folders, architecture
 
 def test_scorer_equals_plain_computation_where_the_head_is_unknown(folders):
     folder = folders("llama")
-    fast = TransformersScorer(folder, 8, dtype="float32")
-    slow = TransformersScorer(folder, 8, dtype="float32")
+    fast = TransformersScorer(folder, 8, FLOAT32)
+    slow = TransformersScorer(folder, 8, FLOAT32)
     slow._head.checked = False
     ids, positions = requests(fast.n_tokens)
     for one, other in zip(fast.score(ids, positions), slow.score(ids, positions), strict=True):
@@ -99,8 +100,12 @@ def test_a_head_that_does_more_than_its_config_says_is_found_out(folders):
 
 def test_results_do_not_depend_on_batching(folders):
     ids, positions = requests(600)
-    one = TransformersScorer(folders("qwen2"), 5, dtype="float32", tokens_per_batch=1).score(ids, positions)
-    many = TransformersScorer(folders("qwen2"), 5, dtype="float32", tokens_per_batch=4096).score(ids, positions)
+    one = TransformersScorer(folders("qwen2"), 5, engine=TransformersEngine(dtype="float32", tokens_per_batch=1)).score(
+        ids, positions
+    )
+    many = TransformersScorer(
+        folders("qwen2"), 5, engine=TransformersEngine(dtype="float32", tokens_per_batch=4096)
+    ).score(ids, positions)
     for alone, batched in zip(one, many, strict=True):
         np.testing.assert_allclose(alone.logprobs_TK, batched.logprobs_TK, atol=1e-5)
         np.testing.assert_array_equal(alone.ids_TK, batched.ids_TK)
@@ -115,7 +120,7 @@ def test_the_same_request_gives_the_same_bytes(folders):
 
 
 def test_rows_that_pad_the_output_head_are_never_kept_but_count_in_the_tail(folders):
-    scorer = TransformersScorer(folders("llama"), 600, dtype="float32")
+    scorer = TransformersScorer(folders("llama"), 600, FLOAT32)
     assert scorer.n_tokens == 600
     ids, positions = requests(600)
     results = scorer.score(ids, positions)

@@ -8,8 +8,9 @@ import pytest
 import toys.models as toy_models
 
 from fusion_ray.errors import EngineError
-from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.scorer import DrawSettings
 from fusion_ray.models.vllm import FlatLists, VllmScorer, _keep
+from fusion_ray.recipe import VllmEngine
 
 
 def test_padding_rows_are_left_out_and_the_next_ones_kept():
@@ -66,4 +67,4 @@ def test_a_missing_vllm_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
 def test_draws_with_a_worker_extension_of_the_users_own_are_refused(tmp_path):
     folder = toy_models.save_toy(tmp_path, "llama", toy_models.byte_level_tokenizer())
     with pytest.raises(EngineError, match=r"the engine's options give mine\.Extension\. Leave it out"):
-        VllmScorer(folder, 4, sampling=Sampling(2), options={"worker_extension_cls": "mine.Extension"})
+        VllmScorer(folder, 4, VllmEngine(options={"worker_extension_cls": "mine.Extension"}), sampling=DrawSettings(2))

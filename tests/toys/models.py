@@ -19,6 +19,11 @@ from transformers import (
     Qwen2Config,
 )
 
+from fusion_ray.recipe import TransformersEngine
+
+FLOAT32 = TransformersEngine(dtype="float32")
+
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
     "+ '\n' }}{% endfor %}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from fusion_ray.errors import FusionRayError
 from fusion_ray.models.opening import make_scorer
-from fusion_ray.models.scorer import Sampling
+from fusion_ray.models.scorer import DrawSettings
 from fusion_ray.models.vllm import VllmGenerator
 from fusion_ray.recipe import Evaluate, VllmEngine
 from fusion_ray.report.harness import run_harness
@@ -44,7 +44,7 @@ def main(request_path: str, result_path: str, folders: list[str]) -> None:
             scorer._engine = engine
             result["dead"] = np.array(error_of(scorer, np.zeros(5, dtype=np.int32)))
     drawing = make_scorer(
-        VllmEngine(dtype="float32"), folders[0], 4, sampling=Sampling(8, seed=3), max_length=256, threads=1
+        VllmEngine(dtype="float32"), folders[0], 4, sampling=DrawSettings(8, seed=3), max_length=256, threads=1
     )
     for i, scored in enumerate(drawing.score(rows, positions)):
         result |= {f"drawn_ids_{i}": scored.ids_TK, f"drawn_logprobs_{i}": scored.logprobs_TK}
@@ -56,7 +56,7 @@ def main(request_path: str, result_path: str, folders: list[str]) -> None:
 
 def write(prompts: list[np.ndarray], folder: str) -> dict[str, np.ndarray]:
     """What the first model writes after some rows, and what the harness measures of it."""
-    generator = VllmGenerator(folder, VllmEngine(dtype="float32"), 256, threads=1)
+    generator = VllmGenerator(folder, 256, VllmEngine(dtype="float32"), threads=1)
     written = generator.generate(prompts, max_tokens=12, end_ids=[2])
     asked = {"max_tokens": 12, "end_ids": range(2, 40), "temperature": 1.0}
     drawn = [generator.sample(prompts, seeds=seeds, **asked) for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8])]

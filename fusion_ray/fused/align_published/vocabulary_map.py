@@ -9,7 +9,7 @@ from fusion_ray.errors import AlignmentError
 from fusion_ray.fused.align_published.edit_distance import edit_distance, nearest
 from fusion_ray.fused.align_published.spellings import Letters, Spellings, lay_out, read_spellings
 
-Kind = Literal["em", "mined", "ms"]
+MapKind = Literal["em", "mined", "ms"]
 UNMAPPED, UNASKED = -1, -2
 
 
@@ -53,7 +53,7 @@ class VocabularyMap:
         map_U: Pivot token, UNMAPPED, or UNASKED: `mined` searches for a token when it is first asked for; int32.
     """
 
-    kind: Kind
+    kind: MapKind
     pivot_letters: Letters
     source_letters: Letters
     map_U: np.ndarray
@@ -75,7 +75,7 @@ class VocabularyMap:
 def build_map(
     pivot_tokenizer: Any,
     source_tokenizer: Any,
-    kind: Kind,
+    kind: MapKind,
     *,
     pivot_end: int | None = None,
     source_end: int | None = None,
