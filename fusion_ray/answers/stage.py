@@ -4,8 +4,8 @@ Reads:  the corpus; the distributions of the pivot and of the sources that the s
 Writes: <source>/train/ shards like the corpus's: the chats up to the answer that was given anew, and that answer;
         <source>/MANIFEST.json with how many were asked for and kept.
 
-Whose answer the source fits better than every other model is asked again (MinCE, by bits per byte). What it says is its
-own knowledge in its own words, so there is more of it to learn from than the corpus holds.
+A chat is asked again if the source gives its answer fewer bits per byte than every other model does (MinCE). The new
+answers hold the source's knowledge in its own words, which is more than the corpus holds of it.
 """
 
 import time
@@ -80,7 +80,7 @@ class _Answer:
         self.engine: tuple[Any, Any, Generator] | FusionRayError
         try:
             self.engine = self._open()
-        except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
+        except FusionRayError as error:  # Kept: if an actor fails to start, Ray does not tell the driver why.
             self.engine = error
 
     def _open(self) -> tuple[Any, Any, Generator]:

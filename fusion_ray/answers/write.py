@@ -24,7 +24,7 @@ def answer_anew(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Give one answer of every chat anew, drawn from the model's distributions after what came before it.
 
-    Which of a chat's answers, and what is drawn, depends on the seed and the chat alone.
+    The seed and the chat alone decide which of the chat's answers is given anew, and what is drawn.
 
     Args:
         chats: Each with `id`, `domain` and `messages`; plain text has no answer to a question and is left out.
@@ -57,7 +57,7 @@ def answer_anew(
     counts = Counter(asked=len(wanted), unaskable=len(wanted) - len(asked), unfinished=0, empty=0)
     rows = []
     for (want, _), (text, ended) in zip(asked, written, strict=True):
-        # What is broken off may end within a character.
+        # An answer that was broken off may end within a character.
         content = text.strip() if ended else text.rstrip(_HALF_A_CHARACTER).strip()
         if not content:
             counts["empty"] += 1

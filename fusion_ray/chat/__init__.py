@@ -1,10 +1,13 @@
 """Conversations as tokens: which tokens are answer, and at which byte of the answer each of them ends.
 
-template.py     how a conversation is written as text: native, none, a built-in, or the pivot's template
+templates.py    how a conversation is written as text: native, none, a built-in, or the pivot's template
 spans.py        where the answers stand in that text, found by rendering and never by searching
 token_ends.py   the byte at which every token ends
 rendered.py     the result, `Rendered` and its `Turn`s, and how it is cut to a length
-render.py       the four together
+rendering.py    the four together
+vocabulary.py   what each token id stands for, in bytes
+answer_tokens.py  the answer tokens of a whole shard, in columns
+prompts.py      what a model reads before it answers
 """
 
 from fusion_ray.chat.rendered import Rendered, Turn, break_off, cut

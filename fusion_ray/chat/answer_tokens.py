@@ -56,7 +56,7 @@ class AnswerTokens:
 
 @dataclass(frozen=True, eq=False)
 class AnswerTurn:
-    """One turn: what `AnswerTokens` holds a shard of."""
+    """One turn of one row; `AnswerTokens` holds all turns of a shard."""
 
     ids_T: np.ndarray
     boundaries_T: np.ndarray
@@ -76,7 +76,7 @@ def gather_answers(rows: Sequence[Sequence[AnswerTurn]]) -> AnswerTokens:
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where parts of these lengths begin when laid one after the other, and the end, int64.
+    """Offsets of parts of these lengths that lie one after the other; the last one is the end, int64.
 
     >>> offsets_of([2, 0, 3]).tolist()
     [0, 2, 2, 5]

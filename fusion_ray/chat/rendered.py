@@ -12,8 +12,8 @@ class Turn:
     """The answer tokens of one assistant turn, which follow each other without a gap.
 
     The canonical text of a turn is the UTF-8 of its message content: the same bytes for every model, so the
-    boundaries of two models compare. Spaces that a template adds fold into the first token, whitespace that it
-    strips into the first and the last boundary.
+    boundaries of two models compare. Spaces that a template adds count to the first token; whitespace that it
+    strips counts to the first and the last boundary.
 
     Attributes:
         start: Index in `input_ids` of the first answer token; at least 1.

@@ -99,7 +99,7 @@ def _refuse_dropped_turns(write: Write, messages: Messages, text: str) -> None:
             continue
         try:
             dropped = write([*messages[:i], *messages[i + 1 :]]) == text
-        except AlignmentError:  # It cannot do without this turn.
+        except AlignmentError:  # The template refuses a conversation without this turn.
             continue
         if dropped:
             raise AlignmentError(f"the chat template leaves out message {i} (role '{message['role']}').")

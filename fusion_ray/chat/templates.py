@@ -26,7 +26,7 @@ BUILT_IN = {
     ),
 }
 
-# Templates that print today's date would give other tokens tomorrow; shards must not depend on the day.
+# A template that prints today's date would give other tokens tomorrow, and shards must not depend on the day.
 _TODAY = datetime.date(2024, 7, 26)
 
 
@@ -109,7 +109,7 @@ def write_text(tokenizer: Any, messages: Messages, template: Template) -> str:
 
 
 def _missing_bos(tokenizer: Any, text: str, source: str | None) -> str:
-    """BOS, where a foreign template leaves it out and the model has always seen it; a model's own template decides."""
+    """The BOS token where a foreign template leaves it out, though the model has always seen one; else nothing."""
     bos = tokenizer.bos_token
     if source is None or not bos or text.startswith(bos) or tokenizer.chat_template == source:
         return ""

@@ -1,8 +1,8 @@
 """The byte of a text at which each of its tokens ends, for any Hugging Face fast tokenizer.
 
-A byte-level tokenizer may put several tokens inside one character, and offset mappings count characters (and leave
-out spaces); so ends are counted in the tokens' own bytes, and the offset mapping is only the way back wherever a
-tokenizer has changed the text.
+Offset mappings count characters and leave out spaces, and a byte-level tokenizer may put several tokens inside one
+character. So ends are counted in the tokens' own bytes, and the offset mapping is used only where the tokenizer has
+changed the text.
 """
 
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ def _hash_id(text: str) -> str:
 
 
 def read_rows(uri: str) -> Iterator[Mapping[str, Any] | str]:
-    """Rows of one file as mappings; a line that cannot be read as its complaint.
+    """Rows of one file as mappings; for a line that cannot be read, the reason as text.
 
     Raises:
         CorruptArtifactError: The file is not in the format its name promises.

@@ -59,7 +59,7 @@ def finite_or_worst(scores_MN: np.ndarray) -> np.ndarray:
 
 
 def best_known(scored: Mapping[str, pa.Table], source: str) -> np.ndarray:
-    """Rows whose answer a source fits best, in bits per byte, int64; a tie goes to the model that comes first.
+    """Rows whose answer the source gives the fewest bits per byte, int64; a tie goes to the model that comes first.
 
     Args:
         scored: The same shard's distributions by model, the pivot's first; n_bytes, real_logprobs and reason are read.

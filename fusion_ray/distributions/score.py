@@ -17,7 +17,7 @@ from fusion_ray.recipe import Distributions, Model, OpenAIEngine
 from fusion_ray.storage.attempts import Attempts
 from fusion_ray.storage.topk import TopK
 
-# Rows of one shard that may kill the engine, each alone, before the engine itself is to blame.
+# If more rows of one shard than this kill the engine, each alone, the engine itself is to blame.
 _MOST_KILLERS = 4
 
 

@@ -45,7 +45,7 @@ from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.shards import ShardRecord, read_shard, write_shard
 from fusion_ray.storage.topk_codec import compact_topk
 
-# A dead engine may not end by itself; its actor waits this long.
+# A dead engine may never end by itself, so its actor waits for it no longer than this.
 _CLOSING_S = 10.0
 
 
@@ -83,7 +83,7 @@ def _build_one(recipe: Recipe, artifact: Artifact, tell: Tell, open_scorer: Open
         tell,
         actors=recipe.distributions.actors.max,
     )
-    # What a model wrote may not fit another one's template; such answers are only not learnt from.
+    # An answer of one model may not fit another one's template. Such answers are left out, and are no error.
     cap = 1.0 if artifact.role == "answers" else recipe.distributions.max_rejected
     rejected = settle_rejections(artifact, records, cap, chats.rows)
     sums = {key: sum(r.facts[key] for r in records) for key in ("answer_tokens", "answer_bytes", "nll_nats")}
@@ -102,8 +102,8 @@ def _score_shards(
     pools = settings.cpus_per_actor * settings.actors.max * streams.pools_at_once(settings, len(recipe.models()))
     if settings.gpus_per_actor and cluster.total("CPU") > pools:
         shards = shards.map(render, num_cpus=1, compute=ray.data.TaskPoolStrategy(settings.actors.max))
-    # Where actors take every CPU, rendering tasks would wait for ever; and actors that score on CPUs may come to take
-    # all that a cluster can grow to. Then the actors render.
+    # Rendering tasks would wait for ever where actors hold every CPU, and actors that score on CPUs may come to hold
+    # all CPUs that a cluster can grow to. In both cases the actors render.
     yield from streams.map_in_pool(shards, _Score, (render, open_scorer), settings)
 
 
@@ -123,7 +123,7 @@ class _Render:
         self.todo = todo
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The task: where it fails, the actor tries again and can tell the driver why, see `cluster.answer`."""
+        """Runs in a task. If it fails, the actor renders the shard again, and can tell the driver why."""
         try:
             return row | {"rendered": self.render(row["id"])}
         except FusionRayError:
@@ -153,7 +153,7 @@ class _Score:
         self.scorer: Scorer | FusionRayError
         try:
             self.scorer = open_scorer(render.model, render.settings, self.artifact.models["model"].folder)
-        except FusionRayError as error:  # Of an actor that does not start Ray tells the driver only that.
+        except FusionRayError as error:  # Kept: if an actor fails to start, Ray does not tell the driver why.
             self.scorer = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Let a model write: greedily for the report and its judge, by chance where sources answer the corpus anew."""
+"""Let a model write: greedily for the report and its judge, by sampling where sources answer the corpus anew."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Completion(NamedTuple):
 
 
 class DecodingOptions(NamedTuple):
-    """How prompts are continued; see `Generator.sample`. Greedily without seeds, which are one for each prompt."""
+    """How prompts are continued: by sampling with one seed for each prompt, or greedily where there are no seeds."""
 
     max_tokens: int
     end_ids: list[int]
@@ -68,7 +68,7 @@ class Generator(ABC):
 
         Args:
             prompts, max_tokens, end_ids: As for `generate`.
-            temperature: Divides the logits; 1 draws from what the model says.
+            temperature: Sampling temperature; 1 leaves the model's distribution unchanged.
             seeds: One for each prompt, below 2^31: what is drawn does not depend on the other prompts.
         """
         return self._write(prompts, DecodingOptions(max_tokens, self._ends(end_ids), temperature, seeds))

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-# Columns of one block in the search for the k largest: each of them lies in one of the k blocks of largest maximum.
+# Columns of one block in the search for the k largest, which all lie in the k blocks of largest maximum.
 _BLOCKS_OF = 64
 
-# Logits looked at together on a CPU: they are read several times, and 2 MB in float32 stay in its cache meanwhile.
+# On a CPU so many logits are worked on together: they are read several times, and 2 MB in float32 stay in its cache.
 _IN_CACHE = 1 << 19
 
 
@@ -52,11 +52,12 @@ def keep_top_k(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, k: int, n_toke
 def keep_draws(
     logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_N: torch.Tensor, k: int, n_tokens: int
 ) -> Kept:
-    """Keep k entries of each distribution that stand for all of it: the head as it is, and draws from the tail.
+    """Keep k entries of each distribution that stand for all of it: its largest tokens, and draws from the others.
 
-    Tokens above a threshold keep their probability; of the others some are drawn, with a chance in proportion to
-    theirs, and each counts as the threshold. So every token's entry is on average its probability, and all entries
-    sum to 1; no k entries of that kind vary less in total (VarOpt, Cohen et al., arXiv 0803.0473). Columns from
+    Tokens above a threshold keep their probability. Of the others some are drawn, each with a chance in proportion to
+    its probability, and every draw gets the threshold as its value. So the expected entry of every token is its
+    probability, and all entries sum to 1; no other k entries of this kind have a smaller total variance (VarOpt, Cohen
+    et al., arXiv 0803.0473). Columns from
     `n_tokens` on are never kept, and their share is missing from the sum. Equal entries stand in order of their ids;
     unused places hold -1 and -inf.
 
@@ -117,9 +118,9 @@ def _draw(logits_NV: torch.Tensor, real_ids_N: torch.Tensor, uniforms_N: torch.T
 
 
 def _in_head(total_N: torch.Tensor, largest_NK: torch.Tensor) -> torch.Tensor:
-    """Which of the k largest are at least as probable as what each remaining entry would stand for, bool [N, K].
+    """Which of the k largest are at least as probable as the value of a draw would be, bool [N, K].
 
-    A little less will do: entries that equal the threshold but for rounding could be met twice among the draws.
+    Slightly less than the threshold is enough: a token that equals it but for rounding could be drawn twice.
     """
     left_N1 = total_N[:, None] - (largest_NK.cumsum(dim=1) - largest_NK)
     places_K = torch.arange(largest_NK.shape[1], 0, -1, device=largest_NK.device)
@@ -138,7 +139,7 @@ def _largest(logits_NV: torch.Tensor, maxima_NB: torch.Tensor, k: int) -> tuple[
     if n_blocks <= 2 * looked_at:
         values_NV, ids_NV = logits_NV.float().sort(dim=-1, descending=True, stable=True)
         return values_NV[:, :k], ids_NV[:, :k]
-    # k blocks hold the k largest; k more hold nearly always all that equals the last of them.
+    # The k largest lie in k blocks; k more nearly always hold every value that equals the smallest of them.
     best = maxima_NB.topk(looked_at + 1, dim=-1)
     chosen_NB = best.indices[:, :looked_at].sort(dim=-1).values
     steps = torch.arange(_BLOCKS_OF, device=logits_NV.device) * n_blocks
@@ -161,7 +162,7 @@ def _largest(logits_NV: torch.Tensor, maxima_NB: torch.Tensor, k: int) -> tuple[
 
 
 def _lowest_of_equals(logits_MV: torch.Tensor, ids_MK: torch.Tensor, values_MK: torch.Tensor) -> torch.Tensor:
-    """The ids again, those of the smallest value exchanged for the lowest columns that hold it."""
+    """Break ties at the smallest kept value towards the lowest ids."""
     above_M = (values_MK > values_MK[:, -1:]).sum(dim=1)
     row, column = (logits_MV == values_MK[:, -1:]).nonzero(as_tuple=True)
     first_M = torch.searchsorted(row, torch.arange(len(logits_MV), device=row.device))

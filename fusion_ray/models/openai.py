@@ -30,7 +30,7 @@ class OpenAIScorer:
         top_k: Entries to keep at each position.
         engine: The recipe's engine section. `base_url` goes up to and with the version, such as
             `http://host:8000/v1`; without `served_model` the first model is taken that the server lists.
-        first_wait_s: Wait before the first further try; it doubles each time, with some chance in it.
+        first_wait_s: Wait before the first retry; it doubles each time, with some jitter.
         trust_remote_code: Run tokenizer code that lies in the folder.
 
     Raises:
@@ -99,7 +99,7 @@ class OpenAIScorer:
             nats = {int(token): float(value["logprob"]) for token, value in entry.items()}
             real_T[t] = nats[real]
             if len(nats) > self._top_k and entry[str(real)].get("rank", 1) > self._top_k:
-                del nats[real]  # It is there because it came, not because it is probable.
+                del nats[real]  # The server lists the real token even where it is not among the most probable.
             kept = sorted((-value, token) for token, value in nats.items() if token < self.n_tokens)[: self._top_k]
             ids_TK[t, : len(kept)] = [token for _, token in kept]
             logprobs_TK[t, : len(kept)] = [-value for value, _ in kept]

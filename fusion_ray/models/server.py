@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible servers: what fails in passing is tried again, and no key ever reaches a message."""
+"""A client of OpenAI-compatible servers: transient failures are retried, and no key ever reaches a message."""
 
 import json
 import os
@@ -10,20 +10,20 @@ from typing import Any
 
 from fusion_ray.errors import EngineError
 
-# What passes by itself: overload, a restart, a proxy without its server. All else is an answer, and final.
+# Statuses that are transient: overload, a restart, a proxy without its server. Every other one is final.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Server:
     """A server that speaks OpenAI's protocol.
 
-    Requests that fail in passing are repeated here and not by Ray: a whole shard need not suffer for one of them.
+    Transient failures are retried here and not by Ray, which would score the whole shard again for one of them.
 
     Args:
         base_url: Up to and with the version, such as `http://host:8000/v1`.
         timeout_s: Longest wait for one answer.
         retries: Further tries of one request.
-        first_wait_s: Wait before the first further try; it doubles each time, with some chance in it.
+        first_wait_s: Wait before the first retry; it doubles each time, with some jitter.
         key_variable: Environment variable that holds the key, where the server wants one.
         hint: What to check when it fails, for the message.
     """
@@ -47,7 +47,7 @@ class Server:
         return [str(model.get("id")) for model in self.ask("models").get("data", [])]
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send one request, again and again while it fails in passing.
+        """Send one request, and send it again after a transient failure.
 
         Raises:
             EngineError: It was refused, or still failed at the last try.

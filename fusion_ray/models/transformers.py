@@ -126,7 +126,7 @@ class TransformersScorer:
     def _keep(
         self, batch: _Batch, input_ids: list[np.ndarray], positions: list[np.ndarray], real_ids_N: torch.Tensor
     ) -> Keep:
-        """The k largest, or draws: of a row always the same ones, whatever it is batched with."""
+        """What to keep: the k largest, or draws, which for one row are the same in any batch."""
         if self._sampling is None:
             return lambda logits, at: keep_top_k(logits, real_ids_N[at], self._top_k, self.n_tokens)
         seed = self._sampling.seed
@@ -213,7 +213,7 @@ class TransformersGenerator(Generator):
         from fusion_ray.models.transformers import is_fatal
 
         written = [Completion("", ended=False)] * len(prompts)
-        # Greedy answers come one by one: what is written for a prompt must not hang on the last bits of a batch.
+        # Greedy answers come one by one: an answer must not depend on the last bits of a batch.
         groups = self._together(prompts, how.max_tokens) if how.seeds else ([row] for row in range(len(prompts)))
         for rows in groups:
             seeds = [how.seeds[row] for row in rows] if how.seeds else []
@@ -236,7 +236,7 @@ class TransformersGenerator(Generator):
     def _continue(
         self, prompts: list[np.ndarray], max_tokens: int, end_ids: list[int], choose: Any = None
     ) -> np.ndarray:
-        """The new tokens of prompts with equal room; what follows an end token means nothing."""
+        """The new tokens of prompts with equal room, up to the longest; ignore what follows an end token."""
         length = max(map(len, prompts))
         room = self._room(length, max_tokens)
         made = self._generate(prompts, choose, max_new_tokens=room, eos_token_id=end_ids or None)
@@ -262,7 +262,7 @@ class TransformersGenerator(Generator):
         )
 
     def _together(self, prompts: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
-        """Numbers of prompts that are continued at once: with equal room; of one length where padding does harm."""
+        """Cut the prompts into batches of equal room, and of equal length where the model reads padding as text."""
         lengths = [len(prompt) for prompt in prompts]
         rooms = [self._room(length, max_tokens) for length in lengths]
         order = sorted(range(len(prompts)), key=lambda row: lengths[row])
@@ -277,12 +277,12 @@ class TransformersGenerator(Generator):
 
     @cached_property
     def _takes_padding(self) -> bool:
-        """Whether padding before a prompt leaves what follows as it is; a recurrent model may read it as text."""
+        """Whether padding before a prompt changes nothing after it; a recurrent model may read it as text."""
         import torch
 
         prompts = [np.arange(length) % len(self._tokenizer) for length in (3, 8)]
 
-        def first(_: Any, logits_BV: Any) -> Any:  # Whatever the model says: both ways must go on from one text.
+        def first(_: Any, logits_BV: Any) -> Any:  # Which tokens come does not matter, but both must continue one text.
             return torch.full_like(logits_BV, -torch.inf).index_fill_(1, torch.tensor(0, device=logits_BV.device), 0.0)
 
         settings = {"max_new_tokens": 2, "output_logits": True, "return_dict_in_generate": True}

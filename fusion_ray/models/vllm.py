@@ -22,10 +22,10 @@ from fusion_ray.storage.topk import TopK
 
 _DEFAULT = VllmEngine()
 
-# Draws need the probabilities of the whole vocabulary in float64, of so many positions at once.
+# Draws need probabilities of the whole vocabulary in float64; they are made for so many positions at once.
 _POSITIONS_AT_ONCE = 256
 
-# Rows that pad the output head may stand among vLLM's top-k; so many more are asked for, to have others to keep.
+# Rows that pad the output head may be among vLLM's top-k. So many more entries are asked for, to replace them.
 _SPARE = 8
 
 _CPU_ENVIRONMENT = {
@@ -104,7 +104,7 @@ class VllmScorer:
                 f"{folder}: draws (distributions.store: sampled) need vLLM's worker_extension_cls, for which the "
                 f"engine's options give {extension}. Leave it out, or set the engine to transformers."
             )
-        # For a top-k vLLM has kernels of its own on a GPU, and its workers stay as they are.
+        # On a GPU vLLM has kernels of its own for a top-k, so its workers are left as they are.
         ours = sampling is not None or not (extension or torch.cuda.is_available())
         if ours:
             settings["worker_extension_cls"] = f"{__name__}.{LogprobWorkerExtension.__name__}"
@@ -247,7 +247,7 @@ def _keep(ids_TA: np.ndarray, logprobs_TA: np.ndarray, real_logprobs_T: np.ndarr
 
 
 class LogprobWorkerExtension:
-    """Mixed into vLLM's workers: what is kept of the logits is kept as `models.head` does it."""
+    """Mixed into vLLM's workers, so that they keep of the logits what `models.head` keeps."""
 
     model_runner: Any
 
@@ -312,8 +312,8 @@ def _prepare(settings: dict[str, Any], threads: int | None) -> dict[str, Any]:
 def _calm_llvmlite() -> None:
     """Let vLLM start where numba is loaded.
 
-    As it starts, vLLM looks into every object of every loaded module that has a `__dict__`. llvmlite's handle of its
-    library has none, and takes the question for a function of that name.
+    When it starts, vLLM asks every object of every loaded module for `__dict__`. llvmlite's handle of its library has
+    none, and looks for a function of that name instead, which fails.
     """
     binding = sys.modules.get("llvmlite.binding.ffi")
     known = getattr(getattr(binding, "lib", None), "_fntab", None)

@@ -21,13 +21,13 @@ class _Board:
 
 
 def open_board() -> Any:
-    """Start a board on this node, which lives as long as the driver; it goes with the last handle to it."""
+    """Start a board on the driver's node; it ends with the last handle to it."""
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
 
 def put_on(board: Any, progress: Progress) -> Any:
-    """Leave a report, without waiting; returns what `ray.get` waits for it by."""
+    """Leave a report without waiting for it; returns the reference, which `ray.get` can wait for."""
     return board.put.remote(progress)
 
 

@@ -30,7 +30,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What a user must act on comes back as an exception; Ray's own chatter stays in its log files.
+    # What users must act on is raised as an exception; Ray's other messages stay in its log files.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
@@ -61,7 +61,7 @@ def connect(address: str | None = None, num_cpus: int | None = None) -> None:
 
 
 def total(resource: str) -> float:
-    """How much of a resource (`CPU`, `GPU`) the cluster has now, whoever uses it; very much where it may grow."""
+    """How much of a resource (`CPU`, `GPU`) the cluster has now, in use or not; a huge number where it may grow."""
     return _WITHOUT_END if can_autoscale() else float(ray.cluster_resources().get(resource, 0.0))
 
 
@@ -89,7 +89,7 @@ def require(
 ) -> None:
     """Refuse a request that the cluster can never satisfy: at once on a fixed one, after `wait_s` where it may grow.
 
-    What others hold does not count: that is only a matter of waiting.
+    Resources that others hold count as there: they only have to be waited for.
 
     Args:
         what: Whose request it is, and in which section of the recipe its settings stand.

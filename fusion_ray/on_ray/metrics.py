@@ -1,4 +1,4 @@
-"""How far a stage is, as numbers for Ray's metrics (Prometheus, Grafana) and as one line for people.
+"""The progress of a stage, as gauges of Ray's metrics (Prometheus, Grafana) and as one line for people.
 
 The metrics are gauges named `fusion_ray_NAME`, with the tags `run`, `stage` and `model`; docs/operations.md lists them.
 """

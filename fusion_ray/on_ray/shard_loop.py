@@ -1,4 +1,4 @@
-"""The loop that every stage of shards runs: what is on disk stays, what is missing is made, in any order."""
+"""The resumable loop of every stage that makes shards: finished ones stay, missing ones are made, in any order."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

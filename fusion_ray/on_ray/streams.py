@@ -53,13 +53,13 @@ def map_in_pool(
 ) -> Iterator[Any]:
     """Give every row to an actor of a pool, and yield the results; see `numbers`, `answer` and `results_of`.
 
-    Ray Data starts an actor anew for ever, should its engine or its node die, and gives it the row that it held.
+    If an actor's engine or node dies, Ray Data starts another actor, as often as needed, and gives it the same row.
 
     Args:
         shards: The rows.
         worker: The actors' class.
-        arguments: What each is made with. Ray Data writes them down, dataclasses as trees, and the tree of an artifact
-            that a late round is made from never ends: such ones belong inside an object of another kind.
+        arguments: What each actor is made with. Ray Data serialises dataclass arguments recursively, which never ends
+            for an artifact of a late round: pass artifacts inside a plain object.
         settings: What an actor asks for, and how many there are.
     """
     mapped = shards.map_batches(
@@ -129,8 +129,8 @@ def stream_with_models(items: list[Any], function: Callable[[Any], Any], setting
 def numbers(count: int) -> "ray.data.Dataset":
     """Rows `{"id": 0}`, `{"id": 1}`, ... in blocks of their own, so that each becomes a task.
 
-    They are there from the start: `ray.data.range` would read them in tasks, which wait for ever for a CPU where
-    actors hold all of them.
+    The rows exist from the start. `ray.data.range` would make them in tasks, which wait for ever where actors hold
+    every CPU.
     """
     return ray.data.from_items([{"id": number} for number in range(count)], override_num_blocks=count)
 
@@ -149,7 +149,7 @@ def results_of(dataset: "ray.data.Dataset") -> Iterator[Any]:
 def answer(work: Callable[[], Any]) -> dict[str, Any]:
     """Do the work of one task, and give its result, or its FusionRayError, as a row that `results_of` reads.
 
-    An error that a task raises would not arrive as it is: Ray adds words to it, or wraps it and loses what it wraps.
+    A raised error would not arrive unchanged: Ray adds to its message, or wraps it and loses the original.
     """
     try:
         given = {"result": work()}

@@ -16,7 +16,7 @@ class Answers(Section):
         per_chat: Answers to each chat, all drawn.
         max_tokens: An answer that has not ended by then is broken off.
         unfinished: Learn from answers that were broken off as far as they go, or leave them out.
-        temperature: Divides the logits; 1 draws from what the model says.
+        temperature: Sampling temperature; 1 leaves the model's distribution unchanged.
     """
 
     per_chat: int = Field(1, ge=1, le=64)

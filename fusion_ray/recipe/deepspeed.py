@@ -12,7 +12,7 @@ from typing import Any
 
 _NEVER = 10**9
 
-# What a file may set. Left out is what would change the method, the optimizer or what a checkpoint must hold.
+# What a file may set: all that changes neither the method, nor the optimizer, nor what a checkpoint must hold.
 PASSED_KEYS = frozenset(
     {
         "comms_logger", "communication_data_type", "dump_state", "flops_profiler", "gradient_predivide_factor",
@@ -33,7 +33,7 @@ ZERO_KEYS = frozenset(
 )  # fmt: skip
 OFFLOAD_KEYS = frozenset({"device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu", "ratio", "fast_init"})
 
-# What only the recipe says, and where; a file may repeat it (or say `auto`), not contradict it.
+# What only the recipe sets, and by which key. A file may repeat the value, or say `auto`, but not contradict it.
 _SAID_BY = {
     "train_batch_size": "targets.tokens_per_step",
     "train_micro_batch_size_per_gpu": "targets.tokens_per_batch",

@@ -34,7 +34,7 @@ class PlainStore(Section):
 
 
 class SampledStore(Section):
-    """Entries that stand for all of a distribution, in place of its top-k: its head, and draws from its tail."""
+    """Not the top-k, but entries that stand for the whole distribution: its largest tokens, and draws of the others."""
 
     kind: Literal["sampled"] = "sampled"
     draws: int = Field(10, ge=1, le=1024)

@@ -37,8 +37,8 @@ class MinCE(Section):
     Attributes:
         level: Choose by example, or by group of aligned tokens.
         unit: Compare bits per byte, or nats per each model's own token.
-        trust: How often a source that was chosen is right, where it and the pivot say different things; 1 believes it
-            everywhere, `fitted` finds for each source what explains the chats best.
+        trust: How often a chosen source is right where it and the pivot disagree. 1 believes it everywhere; `fitted`
+            finds the value for each source under which the chats are most probable.
     """
 
     kind: Literal["mince"] = "mince"

@@ -82,7 +82,7 @@ class _SourcesByName(dict[str, Any]):
 
 
 def _first_causes(items: list[Any]) -> list[Any]:
-    """Without complaints that a list is too short because its bad items were dropped."""
+    """The errors without those that only follow from others: a list is too short once its bad items are dropped."""
     return [item for item in items if item["type"] != "too_short" or len(items) == 1]
 
 

@@ -57,8 +57,8 @@ class Varm(MergeMethod):
 class RescaledSum(MergeMethod):
     """The base plus the deltas' sum, scaled (ours): averages what targets share, adds the rest.
 
-    `one`: to the length of one delta; `each`: until along each delta it goes, on average, as far as that target went.
-    Unless it is given, `each` where targets are trained in several rounds, else `one`.
+    `reach: one` scales the sum to the length of one delta; `reach: each` scales it so that its projection on each delta
+    is, on average, as long as that delta. The default is `each` where targets train in several rounds, else `one`.
     """
 
     kind: Literal["rescaled_sum"] = "rescaled_sum"

@@ -9,7 +9,7 @@ from fusion_ray.recipe.section import Name, Section
 class Model(Section):
     """A chat model: a local folder, or a Hub id with an optional `@revision`.
 
-    `parameters`, and `active_parameters` where experts take turns, tell `plan` the size of a model that is not here.
+    `parameters` (and `active_parameters` of a mixture of experts) tell `plan` the size of a model that is not here.
     """
 
     model: str

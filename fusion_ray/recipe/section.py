@@ -32,10 +32,10 @@ class Mark:
         return self.says
 
 
-# Where and how fast, or where a file lies whose content counts: such a setting changes no result, so changing it makes
-# nothing stale. A setting that is not marked counts.
+# A setting of where or how fast something runs, or of where a file lies whose content is what counts. It changes no
+# result, so changing it makes nothing stale. A setting without a mark counts.
 PLACEMENT = Mark("placement")
-# What teachers say and how far they are heard: an artifact without teachers does not depend on it.
+# A setting of what teachers say and how much it weighs; an artifact without teachers does not depend on it.
 TEACHING = Mark("teaching")
 
 
@@ -50,7 +50,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def __hash__(self) -> int:
-        """By content: the options that go to another library as they are have no hash of their own."""
+        """By content, because options that are passed on to another library are dicts, which have no hash."""
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def deciding(self, *, without: Mark | None = None) -> dict[str, Any]:

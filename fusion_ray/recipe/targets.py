@@ -44,14 +44,14 @@ class Targets(Section):
     """How the pivot is fine-tuned into one target per source; the paper's defaults, but for `start` and `lambda_`.
 
     Attributes:
-        start: What a target starts as a copy of: the pivot as in the papers, which is the default without the SFT
-            control, or that control. From the control on, it is held to what the control says wherever no source
-            teaches, so that what it learns beyond the control is its source's alone (ours).
+        start: What a target starts as a copy of: the SFT control where there is one, else the pivot, as in the papers.
+            A target that starts from the control is anchored to it: where no source teaches, it learns the control's
+            own distribution. So what it learns beyond the control comes from its source alone (ours).
         rounds: Parts that training is cut into; after each the targets are merged, and all go on from there (ours).
         lambda_: 0.5 from the pivot, 0.2 from the SFT control, which has learned gold before (both by measurement); the
             paper's is 0.9.
-        controls: `longer` is the SFT control trained on by gold for as many updates again, as a target that starts
-            from it is.
+        controls: `longer` goes on from the SFT control with gold alone, for as many updates as a target that starts
+            from it.
     """
 
     removed: ClassVar[Mapping[str, str]] = {

@@ -45,12 +45,13 @@ class Artifact:
     Attributes:
         run: URI of the run's folder.
         stage: One of the stage words.
-        role: `main` is what the stage is for; `answers` the same of what a source has answered anew; `anchor` what the
-            model that targets start from says of the training chats; `control` a control arm.
+        role: `main`, for what the stage is there for; `answers`, for the same made of a source's new answers; `anchor`,
+            for the distributions of the model that targets start from; `control`, for a control arm.
         model: The model that scores (distributions), or that is trained (targets): `pivot`, a source's name, `multi`,
             a control arm's name; an anchor's is the control, or `merged` after a round.
         source: Who answers (answers), or teaches (fused): a source's name, or `multi` for all of them.
-        round: After or in which of several rounds of training it is made; 0 for all but what lies between rounds.
+        round: The round of training that it belongs to, where it is not a result of the run: 0 in a run of one round,
+            and for all that the last of several rounds makes.
         settings: The part of the recipe that decides its content, as plain data.
         inputs: Artifacts it is made from.
         models: Models it is made with, by label.
@@ -122,7 +123,7 @@ class Artifact:
         return f"{self.stage}/{self.name}" if self.name else self.stage
 
     def __repr__(self) -> str:
-        # What it is made from is left out: rounds of targets share their inputs, and written as a tree those never end.
+        # Without its inputs: those of late rounds share theirs, so that written as a tree they would never end.
         return f"<{self} {self.fingerprint}>"
 
     @cached_property

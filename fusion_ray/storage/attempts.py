@@ -1,7 +1,7 @@
 """What an engine was scoring when it died: a small file that outlives the process, beside the shard it is about.
 
-A process that a row kills cannot tell anybody. So it writes down what it begins, and takes the note back once the
-shard is on disk; whoever finds a note knows that the process before it died there.
+A process that is killed by a row cannot report it. So it notes what it is about to score, and removes the note once the
+shard is on disk. A process that finds a note knows that the one before it died there.
 """
 
 import json
@@ -42,7 +42,7 @@ class Attempts:
         self._write()
 
     def end(self) -> None:
-        """Take the note back: the shard is on disk."""
+        """Remove the note: the shard is on disk."""
         delete(self.uri)
 
     def _write(self) -> None:
@@ -70,5 +70,5 @@ def open_attempts(folder: str, path: str) -> Attempts:
 
 
 def forget_attempts(folder: str) -> None:
-    """Drop all notes of an artifact: a run that begins owes nothing to one that was killed."""
+    """Remove all notes of an artifact, so that a new run does not count the deaths of an earlier one."""
     delete(join(folder, FOLDER))

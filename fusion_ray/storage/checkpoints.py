@@ -139,7 +139,7 @@ def read_header(uri: str) -> dict[str, StoredTensor]:
     if info.type != fs.FileType.File:
         raise MissingArtifactError(f"{uri}: no such file.")
     with place.filesystem.open_input_file(place.path) as file:
-        # Much at once: a store takes as long for a few bytes, and Arrow cannot retry a refused read of so few.
+        # More than the header: a store takes as long for a few bytes, and Arrow cannot retry a refused read of so few.
         head = bytes(file.read(_FIRST_READ_BYTES))
         length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
         if not 2 <= length <= min(_MAX_HEADER_BYTES, info.size - 8):
@@ -188,8 +188,8 @@ class _Window(NamedTuple):
 class TensorReader:
     """Reads stretches of tensors by offset, keeping files open in between; not shared between threads.
 
-    A request to a remote store takes long however little it asks for, so there at least 8 MiB are fetched, and what
-    follows is served from them.
+    A request to a remote store is slow however few bytes it asks for. So at least 8 MiB are fetched at once, and later
+    reads are served from them.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ def locate(uri: str) -> Place:
 
 
 def _endpoint(uri: str) -> str:
-    """What must follow an s3:// address so that pyarrow asks the store of AWS_ENDPOINT_URL, which it does not read."""
+    """What an s3:// address needs at its end: pyarrow does not read AWS_ENDPOINT_URL by itself."""
     scheme, _, host = os.environ.get("AWS_ENDPOINT_URL", "").rstrip("/").rpartition("://")
     if not host or not uri.startswith("s3://") or "?" in uri:
         return ""
@@ -66,7 +66,7 @@ def _endpoint(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The same place by a name that holds in every working folder."""
+    """The same place as an address that does not depend on the working folder."""
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
