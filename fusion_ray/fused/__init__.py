@@ -1,1 +1,1 @@
-"""Choose among models, and teach the choice: fusion functions, packing, the sparse soft-target loss."""
+"""Stage `fused`: sources are aligned to the pivot's tokens, and who teaches is chosen."""

@@ -75,14 +75,14 @@ def take(chosen_T: np.ndarray, topks: Sequence[TopK]) -> TopK:
 def mix(weights_MT: np.ndarray, topks: Sequence[TopK], top_k: int) -> TopK:
     """Average distributions; the `top_k` largest entries are kept, ties to the lower id, the others go to the tail.
 
-    A model that does not cover a position (NaN for its real token) weighs nothing there.
+    A model that does not cover a position (NaN for its real token) has weight 0 there.
 
     Args:
         weights_MT: Weight of each model at each position.
         top_k: Entries to keep.
 
     Raises:
-        NonFiniteError: A position that no weighty model covers.
+        NonFiniteError: A position that no model with a weight above 0 covers.
     """
     real_MT = np.stack([topk.real_logprobs_T for topk in topks]).astype(np.float64)
     weights_MT = np.where(np.isnan(real_MT), 0.0, weights_MT)

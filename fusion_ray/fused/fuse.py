@@ -46,7 +46,7 @@ class FusedShard(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is to be known of a source over the whole corpus.
+    """What is counted of a source over the whole corpus.
 
     Attributes:
         counts_U: How often each source token occurs: shares out the tails inside groups (`bytes`).
@@ -133,8 +133,8 @@ class Fuser:
     def fuse_answers(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
         """Fuse one shard of what a source answered; see `fuse`. A row that it does not teach has a reason.
 
-        The answer is not the corpus's: where its author does not teach it there is nothing to learn from it, and nobody
-        but its author can be right about it, so it is trusted wholly.
+        The answer is its author's and not the corpus's. Where the author does not teach it, there is nothing to learn
+        from it; and only the author can be right about it, so it is trusted wholly.
 
         Args:
             chats: The shard of its answers.
@@ -186,7 +186,7 @@ class Fuser:
         )
 
     def _width(self, *topks: TopK) -> int:
-        """Entries kept at a position: as many as the most diverse model has, for cut draws would be biased."""
+        """Entries kept at a position: as many as the model with the most has, for cut draws would be biased."""
         return self.settings.top_k or max(topk.ids_TK.shape[1] for topk in topks)
 
     def tables_of(self, name: str, pivot: Scored, source: Scored) -> Tables:
@@ -278,7 +278,7 @@ class Fuser:
         return fused, np.where(gold_T, NO_TEACHER, chosen_T).astype(np.int8)
 
     def _believe(self, taken: TopK, trust_T: np.ndarray, pivot: TopK, ids_T: np.ndarray) -> TopK:
-        """The chosen distributions as far as they are believed; the rest is taught as where the pivot wins."""
+        """Believe the chosen distributions as far as they are trusted; the rest is taught as where the pivot wins."""
         if (trust_T == 1.0).all():
             return taken
         believed_T = believe(pivot.real_logprobs_T, taken.real_logprobs_T, trust_T)
@@ -300,7 +300,7 @@ class Fuser:
     def _number(
         self, taught_by: list[str], chosen_T: np.ndarray, scores_MN: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Choices and scores of the pivot and some sources as choices and scores of all; NaN is no score."""
+        """Renumber choices and scores of the pivot and some sources to those of all models; NaN is no score."""
         places_M = np.array([0, *(1 + self.sources.index(name) for name in taught_by)], dtype=np.int8)
         all_MN = np.full((1 + len(self.sources), scores_MN.shape[1]), np.nan, dtype=np.float32)
         all_MN[places_M] = scores_MN

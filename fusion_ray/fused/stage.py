@@ -162,7 +162,7 @@ def _count(
 ) -> dict[str, Any]:
     """What a method of Fuser counts in some shards, summed by source.
 
-    `given` are names and statistics in turn: Ray looks for references among the arguments, and no deeper.
+    `given` are names and statistics in turn, because Ray resolves references only among the arguments themselves.
     """
     fuser = Fuser(settings, shards.folders, dict(zip(given[::2], given[1::2], strict=True)))
     total: dict[str, Any] = {}

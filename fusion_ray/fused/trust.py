@@ -1,8 +1,8 @@
-"""Trust in a source: how far what it says at a position is believed.
+"""Trust in a source: how far its distribution at a position is believed.
 
-A source that fits a chat better than the pivot may still be surely wrong at some of its tokens, and a pivot that is
-taught to be as sure there unlearns what it knew. So each token is taken as drawn from the source with probability
-`trust`, else from the pivot; given the token that stands there, Bayes' rule says how likely it was the source. All
+A source that fits a chat better than the pivot may still be confidently wrong at some tokens, and a pivot that learns
+this confidence unlearns what it knew. So each token is taken as drawn from the source with probability `trust`, else
+from the pivot. Given the token that came, Bayes' rule says how likely it was drawn from the source. All
 distributions are over the pivot's tokens, log-probabilities in nats.
 """
 
@@ -20,7 +20,7 @@ def believe(pivot_logprobs_T: np.ndarray, source_logprobs_T: np.ndarray, trust_T
     Args:
         pivot_logprobs_T: What the pivot gives the real tokens.
         source_logprobs_T: What the source, projected, gives them.
-        trust_T: How often the source is right before one has looked; in (0, 1].
+        trust_T: Prior probability that the source is right; in (0, 1].
 
     >>> believe(np.array([-1.0, -1.0, -1.0]), np.array([-1.0, -9.0, -9.0]), np.array([0.9, 0.9, 1.0])).round(4).tolist()
     [0.9, 0.003, 1.0]

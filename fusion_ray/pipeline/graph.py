@@ -196,7 +196,7 @@ class _Graph:
         return self._artifact("targets", model=model, inputs=inputs, models={"pivot": self.models["pivot"]}, **fields)
 
     def _training(self, *, taught: bool = True) -> dict[str, Any]:
-        """The settings of a training. Where it starts shows in its inputs, and its round where there are several."""
+        """The settings of a training, without where it starts, which its inputs say, and without its rounds."""
         settings = self.recipe.targets.deciding(without=None if taught else TEACHING)
         return {key: value for key, value in settings.items() if key not in ("start", "rounds")} | {
             "seed": self.recipe.seed
@@ -220,8 +220,8 @@ class _Graph:
         return self._artifact("merged", round=between, settings=settings, inputs=inputs, models=files)
 
     def trained(self, rounds: list[_Round], pivot: Artifact, fused: Artifact, sft: Artifact) -> Iterator[Artifact]:
-        """All that is trained, and what must be merged or scored between, so that what can train together stands
-        together: where targets start from the SFT control, it comes before them, else beside them.
+        """Everything that is trained, with what must be merged or scored in between. What can train side by side stands
+        together: the SFT control stands before the targets that start from it, else beside them.
         """
         first, *later = rounds
         arms = [arm for arm in self.recipe.targets.controls if arm != "sft"]

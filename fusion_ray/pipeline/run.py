@@ -55,7 +55,7 @@ def run(recipe: Recipe, tell: Tell = silent, *, until: str = "report", address: 
 
 
 def _phase(artifact: Artifact) -> str:
-    """The stage that a run has come to with it: what targets start from belongs to the targets."""
+    """The stage that `--until` counts it to: what later rounds start from counts to the targets."""
     of_round = artifact.stage == "merged" and artifact.round
     return "targets" if of_round or artifact.role == "anchor" else artifact.stage
 

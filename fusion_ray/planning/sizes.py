@@ -16,7 +16,7 @@ from fusion_ray.storage.artifacts import read_manifest
 from fusion_ray.storage.checkpoints import open_checkpoint
 from fusion_ray.storage.filesystem import locate
 
-# What a corpus that is not here is taken for, unless the command line says more.
+# Assumed of a corpus that is not here, unless the command line says more.
 ASSUMED_ROWS = 100_000
 ASSUMED_TOKENS_PER_ROW = 600  # FuseChat's mixture: 70-74 % of 2,048 is padding (arXiv 2402.16107).
 ANSWER_SHARE = 0.7
@@ -57,7 +57,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Weights of a model, and how many of them one token passes through (fewer where experts take turns)."""
+    """Weights of a model, and how many of them are active for one token (fewer in a mixture of experts)."""
 
     parameters: float
     active: float
@@ -192,7 +192,7 @@ def _sample(recipe: Recipe) -> tuple[int, float, str]:
     length = sum(sizes) / len(sizes) / _BYTES_PER_TOKEN
     if len(first) < _SAMPLED_ROWS and len(uris) == 1:
         rows = len(first)
-    else:  # Text formats only come this large as JSONL; Parquet is packed about three times tighter.
+    else:  # Bytes of text files; Parquet is compressed about three times.
         places = [locate(uri) for uri in uris]
         total = sum(place.filesystem.get_file_info(place.path).size for place in places)
         packed = 3.0 if uris[0].endswith((".parquet", ".arrow")) else 1.0

@@ -37,7 +37,7 @@ def add_adapter(model: Any, adapter: Adapter, seed: int) -> None:
         use_dora=adapter.kind == "dora",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # It finds out by itself how a layer keeps its weight.
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself how a layer stores its weight.
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # Refused below.
         torch.manual_seed(seed)  # Every worker starts from the same matrices.
         try:
@@ -66,7 +66,7 @@ def magnitudes(model: Any, whole: Whole) -> dict[str, torch.Tensor]:
 
 
 def read_elsewhere(model: Any) -> Iterator[tuple[torch.nn.Module, torch.nn.Parameter]]:
-    """Modules that read weights of other modules (DoRA's do), and these weights: ZeRO-3 must know of them."""
+    """Modules that read weights of other modules, as DoRA's do, with these weights; ZeRO-3 must gather them."""
     for _, layer in _adapted(model):
         if layer.use_dora[_NAME]:
             for owner in (layer.get_base_layer(), layer.lora_A[_NAME], layer.lora_B[_NAME]):

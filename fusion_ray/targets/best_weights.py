@@ -50,7 +50,7 @@ class BestWeights:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, self._path)
 
     def put_back(self) -> None:
-        """Give the engine the best weights again; its optimizer is of no use afterwards."""
+        """Copy the best weights back into the engine, whose optimizer cannot be used afterwards."""
         if self._path.exists():
             self._engine.load_state(load_file(self._path), moments=False)
 

@@ -1,8 +1,8 @@
 """Fused shards turned into the training data of a control arm: same rows, same tokens, same steps, other teaching.
 
-`sft` and `longer` keep the gold tokens only; `self` lets the pivot teach itself; `shuffled` teaches what a source said
-about another document, which tells what soft targets do that carry no knowledge of the text. Targets that start from
-the SFT control are held to it where nobody teaches.
+`sft` and `longer` learn the gold tokens only; `self` learns the pivot's own distributions; `shuffled` learns what a
+source said of another document, which shows the effect of soft targets that know nothing of the text. Targets that
+start from the SFT control are anchored to it where nobody teaches.
 """
 
 import numpy as np
@@ -32,13 +32,13 @@ def as_self(fused: pa.Table, pivot: pa.Table) -> pa.Table:
 
 
 def as_shuffled(fused: pa.Table, seed: int, shard: str) -> pa.Table:
-    """Every row is taught what was kept for another row of its shard, repeated or cut to its length."""
+    """Every row learns the distributions of another row of its shard, repeated or cut to its length."""
     ids, logprobs = fused["topk_ids"].to_pylist(), fused["topk_logprobs"].to_pylist()
     lengths = pc.fill_null(pc.list_value_length(fused["chosen"]), 0).to_numpy()
     usable = fused["reason"].is_null().to_numpy() & (lengths > 0)
     order = np.random.default_rng([seed, *shard.encode()]).permutation(np.flatnonzero(usable))
     taken_ids, taken_logprobs = list(ids), list(logprobs)
-    # A step around a circle in random order: nobody gets its own, as long as there are two.
+    # Rows in random order, shifted by one: with two rows or more none gets its own.
     for row, other in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
         k, n = len(ids[other]) // int(lengths[other]), int(lengths[row])
         where = np.arange(n) % int(lengths[other])
@@ -49,7 +49,7 @@ def as_shuffled(fused: pa.Table, seed: int, shard: str) -> pa.Table:
 
 
 def as_anchored(fused: pa.Table, start: pa.Table) -> pa.Table:
-    """Where nobody teaches stands the distribution of the model that training starts from, and nothing else counts.
+    """Positions without a teacher learn the distribution of the model that training starts from, and nothing else.
 
     A row whose two kinds of positions keep different numbers of entries is filled up with unused ones.
 

@@ -39,7 +39,7 @@ def _import_deepspeed() -> Any:
         import deepspeed
         import deepspeed.ops
 
-    # Else the first start compiles a shared-memory collective for a minute; gloo does the same work.
+    # Else the first start compiles a shared-memory collective for a minute, which gloo replaces.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
@@ -47,7 +47,7 @@ def _import_deepspeed() -> Any:
 
 @contextmanager
 def _without_mlflow() -> Iterator[None]:
-    """DeepSpeed's autotuner loads it where it is installed, which takes every worker seconds for what nobody uses."""
+    """Keep DeepSpeed's autotuner from importing mlflow, which takes seconds in every worker and is not used."""
     loaded = "mlflow" in sys.modules
     sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
     try:
@@ -74,7 +74,7 @@ class Engine:
         model, self._originals, parted = _load(model_folder, settings, config, trust_remote_code)
         if settings.adapter is not None:
             self._adapt(model, settings.adapter, seed)
-        del parted  # Until here peft had to know that weights lie in parts.
+        del parted  # Only until here does peft have to know that weights lie in parts.
         self.student = Student(model, settings)
         optimizer = torch.optim.AdamW(
             self._trained(), settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
@@ -84,7 +84,7 @@ class Engine:
             if weight.requires_grad and name in self._originals:
                 deepspeed.utils.safe_set_full_fp32_param(weight, self._originals.pop(name))
         if torch.distributed.get_rank():
-            self._originals.clear()  # What is left is of frozen weights; only the worker that exports needs it.
+            self._originals.clear()  # What is left are frozen weights, which only the exporting worker needs.
         self.student.check()
         self.adam: torch.optim.Optimizer = optimizer if self.stage == 0 else self.core.optimizer.optimizer
 
@@ -222,7 +222,7 @@ def _load(
     if settings.zero_stage == 3 and stored == settings.dtype and torch.distributed.get_world_size() > 1:
         from transformers.integrations import HfDeepSpeedConfig
 
-        alive = HfDeepSpeedConfig(config)  # While it lives, from_pretrained gives each worker its part only.
+        alive = HfDeepSpeedConfig(config)  # While this object lives, from_pretrained gives each worker only its part.
     model = load_model(folder, trust_remote_code=trust_remote_code, device="cpu").requires_grad_(True).train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

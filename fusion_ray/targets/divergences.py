@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 DivergenceName = Literal["ce", "kl", "rkl", "jsd"]
-# Reverse KL divides by P: an outcome that P rules out would be infinitely bad. Below this P counts as this.
+# Reverse KL divides by P, so an outcome with P = 0 would cost infinitely much. Smaller values of P count as this one.
 SMALLEST_P = 1e-8
 
 

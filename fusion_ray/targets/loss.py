@@ -1,9 +1,9 @@
 """The fusion loss from hidden states and the output head, without ever holding all logits.
 
 loss = sum over positions of lambda CE(gold) + (1 - lambda) D(P, Q), over a denominator of the caller's choosing.
-Positions are taken in chunks: a chunk's logits become, in place, the gradient by those logits, are multiplied into
-the gradients of the hidden states and the head, and are gone before the next chunk. See naive.py for the same thing
-written out densely.
+Positions are taken in chunks. A chunk's logits are overwritten by the gradient with respect to them, which is
+multiplied into the gradients of the hidden states and the head; then the next chunk takes their place. naive_loss.py
+computes the same densely.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fusion_ray.targets.divergences import Divergence, DivergenceName, diverge, 
 from fusion_ray.targets.soft_target import SoftTarget
 
 CHUNK_BYTES = 32 << 20
-# Mass outside the kept tokens is never taken for less than this share of the largest logit's mass.
+# The mass outside the kept tokens counts as at least this share of the largest logit's mass.
 _SMALLEST_REST = 1e-30
 
 
@@ -47,8 +47,8 @@ def fusion_loss(
     Args:
         hidden_ND: State from which the answer token is predicted, at answer positions only.
         head_VD: Weight of the output head (also when it is the embedding itself).
-        target: What to train towards.
-        divergence: D, see divergences.py.
+        target: What to learn; see `soft_target`.
+        divergence: D: `ce`, `kl`, `rkl` or `jsd`; see divergences.py.
         denominator: What the sum is divided by; the number of positions when not given.
         bias_V: Bias of the output head, if it has one.
         soft_cap: Logits are squashed to soft_cap * tanh(logit / soft_cap), as Gemma does.
@@ -162,7 +162,7 @@ class _Gradients:
     def scaled(
         self, by_loss: torch.Tensor, hidden_dtype: torch.dtype, head_dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        # Nearly always 1; on a GPU looking would cost more than multiplying.
+        # Nearly always 1; on a GPU asking would cost more than multiplying.
         if not (by_loss.device.type == "cpu" and by_loss.item() == 1.0):
             for gradient in (self.hidden_ND, self.head_VD, self.bias_V):
                 if gradient is not None:

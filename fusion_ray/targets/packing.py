@@ -1,4 +1,4 @@
-"""Which rows are trained on in which step, and how they lie together in a batch, without padding to speak of.
+"""Which rows are trained on in which step, and how they are packed into batches with almost no padding.
 
 The plan of an epoch depends on row lengths, seed and epoch alone, never on how many workers share it. A step is cut
 into batches; a batch is a rectangle of lanes, and every lane is filled with whole rows.
@@ -98,10 +98,10 @@ def share_of_padding(steps: list[Step], lengths_N: np.ndarray) -> float:
 
 
 def _cut_into_batches(rows: np.ndarray, lengths_N: np.ndarray, tokens_per_batch: int) -> list[Batch]:
-    """Take the narrowest lanes that waste next to nothing: attention costs width squared."""
+    """Take the narrowest lanes that waste almost nothing, because attention costs the square of the width."""
     longest = int(lengths_N[rows].max())
     total = int(lengths_N[rows].sum())
-    # A step of few rows seldom fills lanes of a given width; lanes cut to its total do.
+    # Few rows seldom fill lanes of a given width, so lanes of the step's total length are tried too.
     candidates = {longest, longest * 3 // 2, longest * 2, longest * 3} | {-(-total // n) for n in range(1, 9)}
     widths = sorted(width for width in candidates if longest <= width <= tokens_per_batch)
     tried = []

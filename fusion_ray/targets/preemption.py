@@ -1,8 +1,8 @@
-"""Warnings that a training worker is about to end: each leads to a checkpoint after the update that is running.
+"""Watch for warnings that a training worker is about to end, and save a checkpoint after the running update.
 
-Two kinds reach a worker. Ray drains a node that its provider is about to take away (spot, autoscaler, `drain-node`);
-Ray Train notices that within seconds and tells all workers. And a process may be sent SIGTERM (Slurm, a container's
-runtime); its worker ends after the checkpoint, and Ray Train starts the group again.
+There are two. Ray drains a node that its provider is about to take away (spot, autoscaler, `drain-node`), and Ray Train
+tells all workers within seconds. Or the process gets SIGTERM (Slurm, a container's runtime); then the worker ends after
+the checkpoint, and Ray Train starts the group again.
 """
 
 import os
@@ -21,7 +21,7 @@ _terminated = threading.Event()
 
 
 class WatchingTorch(TorchConfig):
-    """Ray Train's set-up of torch, in workers that take SIGTERM for a notice."""
+    """Ray Train's set-up of torch, in workers that take SIGTERM as a warning."""
 
     @property
     def backend_cls(self) -> type:
@@ -33,10 +33,10 @@ class _WatchingBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_start(worker_group, backend_config)
         # Through the group and not in the training function: that runs in a thread, which may set no handler.
-        worker_group.execute(_take_sigterm_for_a_notice)
+        worker_group.execute(_take_sigterm_as_a_warning)
 
 
-def _take_sigterm_for_a_notice() -> None:
+def _take_sigterm_as_a_warning() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
@@ -58,7 +58,7 @@ class PreemptionWatch:
         if not anyone(time.monotonic() - self._asked_at > _ASK_EVERY_S):
             return False
         self._asked_at = time.monotonic()
-        # Waits for all workers, so it is asked when all agree to, and not in every update.
+        # This call waits for all workers, so they make it together, and not after every update.
         drained = ray.train.get_preemption_info()
         new = set(drained.preempted_node_ids) - self._known if drained else set()
         self._known |= new

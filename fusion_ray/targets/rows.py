@@ -24,7 +24,7 @@ class TrainingRow(NamedTuple):
         id: As in the corpus.
         input_ids: The whole conversation.
         answer_T: Index in `input_ids` of every answer token that has a token before it.
-        chosen_T: Which model teaches there; -1 for none, -2 where the start of training is held to.
+        chosen_T: Which model teaches there; NO_TEACHER, or ANCHORED where the model that training starts from does.
         ids_TK: Kept token ids, -1 where unused.
         logprobs_TK: Their log-probabilities, -inf where unused.
     """
@@ -45,7 +45,7 @@ class TrainingBatch:
         input_ids_BW: B lanes of W tokens, several rows to a lane.
         position_ids_BW: Position of each token within its row.
         before_N: Flat position of the token before each answer token.
-        target: What to train towards at the N answer tokens.
+        target: What to learn at the N answer tokens.
         row_N: Row number of each answer token.
     """
 
@@ -69,7 +69,7 @@ class TrainingRows:
         answers_N: Answer tokens of each row after cutting.
         n_cut: Rows that were longer than `max_length`.
         n_unusable: Rows without an answer token, or rejected by an earlier stage.
-        n_anchored: Answer tokens that are only held to what the start of training says.
+        n_anchored: Answer tokens at which the model that training starts from teaches.
     """
 
     def __init__(self, tables: Iterable[pa.Table], *, max_length: int) -> None:
@@ -151,7 +151,7 @@ def make_batch(
 
 
 def empty_batch(pad_id: int) -> TrainingBatch:
-    """One token and no answer: for a worker that has no batch while another one has."""
+    """One token and no answer, for a worker that has no batch left while another one has."""
     token = torch.full((1, 1), pad_id)
     nothing = torch.zeros(0, dtype=torch.long)
     return TrainingBatch(token, torch.zeros_like(token), nothing, gold_target(nothing), np.zeros(0, dtype=np.int64))

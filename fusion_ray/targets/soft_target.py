@@ -1,4 +1,4 @@
-"""What a model is trained towards at each answer position: the gold token, and a few outcomes of another model."""
+"""What a model learns at each answer position: the gold token, and some of the probabilities of another model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import torch
 from fusion_ray.storage.topk import ANCHORED, NO_TEACHER
 
 Tail = Literal["bucket", "renormalise", "sampled"]
-# What stands in place of a model's number where none was chosen: gold alone, or alone what the start of training says.
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ def soft_target(
 
     The temperature acts on P alone: softmax(log P / temperature) over the kept tokens and, under `bucket`, over the
     tail as one more outcome. A position with `chosen` -1, or with no kept token, is trained on gold alone; one with
-    `chosen` -2 is held to the kept tokens alone, whatever `lambda_`.
+    `chosen` -2 is anchored: it learns the kept tokens alone, whatever `lambda_`.
 
     Args:
         gold_N: Token that really came.

@@ -101,10 +101,10 @@ def _build_one(recipe: Recipe, artifact: Artifact, board: Any) -> None:
 
 
 def _clear(artifact: Artifact) -> None:
-    """Remove what an older recipe left; checkpoints of this very target stay, to go on from.
+    """Remove what an older recipe left; checkpoints of this very target stay, and training goes on from them.
 
-    Unless Ray Train's list of them is damaged: a full disk or a kill in the middle of writing leaves it cut off, and
-    Ray Train would fail on it for ever. Then training begins anew.
+    If Ray Train's list of checkpoints is damaged (cut off by a full disk or a kill), Ray Train would fail on it every
+    time, so they are removed, and training begins anew.
     """
     retract_manifest(artifact.folder)
     for name in list_files(artifact.folder):

@@ -48,7 +48,7 @@ class Student(nn.Module):
         return loss.loss, loss.gold_N, loss.soft_N
 
     def hidden(self, input_ids_BW: torch.Tensor, position_ids_BW: torch.Tensor) -> torch.Tensor:
-        """Last hidden states; rows that lie side by side do not see each other, which the position ids tell."""
+        """Last hidden states; by the position ids rows of one lane do not see each other."""
         output = self.model.base_model(input_ids=input_ids_BW, position_ids=position_ids_BW, use_cache=False)
         return output.last_hidden_state  # type: ignore[no-any-return]
 

@@ -44,7 +44,7 @@ def open_trackers(names: Iterable[str], run: TrackedRun, folder: Path, before: l
     """Open TensorBoard and the trackers named.
 
     Args:
-        names: `wandb`, `mlflow`; where they are reached is theirs to know, from their own environment variables.
+        names: `wandb`, `mlflow`; they read their addresses and keys from environment variables of their own.
         run: What is tracked.
         folder: For local files; a folder of TensorBoard's own in it is made anew.
         before: Updates done before a pause. TensorBoard shows them from the new files; the others know them.
@@ -75,7 +75,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, before: list[StepReport]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Anew, and not appended to: a run that was killed has written updates that its checkpoint does not know.
+        # Written anew: a run that was killed has logged updates that its checkpoint does not have.
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         for line in before:

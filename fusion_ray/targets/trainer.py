@@ -28,7 +28,7 @@ from fusion_ray.targets.rows import TrainingBatch, TrainingRows, check_rows, emp
 from fusion_ray.targets.schedule import learning_rate_share
 from fusion_ray.targets.validation import Validation
 
-_PAD_ID = 0  # Any id will do: padding is a document of its own, and nothing is learnt from it.
+_PAD_ID = 0  # Any id would do: padding is a document of its own, and nothing is learnt from it.
 _PROGRESS = "progress.json"
 
 
@@ -160,7 +160,7 @@ class Trainer:
         return [line.bits_per_byte for line in self.history if line.bits_per_byte is not None]
 
     def _is_over(self) -> bool:
-        # From the history alone, so that a run that goes on from a checkpoint decides alike.
+        # Decided by the history alone, so that a run that goes on from a checkpoint decides the same.
         early_stop = self.settings.early_stop
         return early_stop is not None and is_out_of_patience(self._measured(), early_stop)
 
@@ -195,7 +195,7 @@ class Trainer:
         answers = int(rows.answers_N[step.rows].sum())
         share = learning_rate_share(number, total, kind=self.settings.schedule, warmup=self.settings.warmup)
         if rows.n_anchored == rows.answers_N.sum():
-            share = 0.0  # Nothing is to be learnt; Adam would make steps of what rounding leaves of the gradient.
+            share = 0.0  # Nothing is to be learnt, and Adam would scale up what rounding leaves of the gradient.
         tally = _Tally(self.engine.device)
         # DeepSpeed averages gradients over the workers; the loss is a mean over the answers of all of them.
         denominator = answers / self.workers

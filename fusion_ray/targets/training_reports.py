@@ -1,4 +1,4 @@
-"""Those who follow a training run while it goes: the live line, Ray's metrics, and the trackers' curves."""
+"""Reports of a training run while it goes: the live line, Ray's metrics, and the trackers' curves."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ _TELL_EVERY_S = 0.5
 
 
 class ReportedRun(NamedTuple):
-    """A training run as those who follow it know it.
+    """A training run, and where its reports go.
 
     Attributes:
         run: The recipe's name.
@@ -41,7 +41,7 @@ class ReportedRun(NamedTuple):
 
 @contextmanager
 def report_training(reported: ReportedRun, before: list[StepReport]) -> Iterator[Callable[[StepReport], None]]:
-    """Give what to call after every update, in every worker; only the first worker's calls are heard.
+    """Give the function that every worker calls after every update; only the first worker's calls report.
 
     Args:
         reported: The run.
@@ -93,7 +93,7 @@ def _agree(error: EngineError | None) -> None:
 
 
 class _LiveLine:
-    """Sends progress to the driver, and not more often than anyone can read."""
+    """Sends progress to the driver, but not more often than people can read."""
 
     def __init__(self, reported: ReportedRun) -> None:
         self._reported = reported

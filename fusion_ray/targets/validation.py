@@ -1,6 +1,6 @@
 """Bits per byte of the model in training on the validation rows.
 
-Measured on rows that are not trained on: those look better than the model is once it has learnt them by heart.
+Measured on rows that are not trained on, because a model that has memorised its training rows looks too good on them.
 """
 
 import math

@@ -118,7 +118,7 @@ def _check_columns(pivot: AnswerTokens, source: AnswerTokens, source_topk: TopK)
 
 
 def _own(answers: AnswerTokens) -> AnswerTokens:
-    """Writable arrays of the documented types: for any other, the loops would be compiled once more."""
+    """Writable arrays of the documented types; for any others numba would compile the loops once more."""
     return AnswerTokens(
         np.require(answers.ids_T, np.int32, ["C", "W"]),
         np.require(answers.boundaries_T, np.int32, ["C", "W"]),

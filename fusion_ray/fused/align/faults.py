@@ -46,8 +46,8 @@ def find_other_texts(
 ) -> np.ndarray:
     """Tell texts that differ from one text that a tokenizer has changed (Unicode normalisation, case, spaces).
 
-    Where both tokenizers are lossless one group of other letters is enough. Else it takes more than half of the groups,
-    and letters of the whole turn that differ: stacked marks may be reordered over the edges of groups.
+    Where both tokenizers are lossless, one group with other letters makes it another text. Else more than half of the
+    groups must differ, and the letters of the whole turn too: normalisation may move stacked marks across groups.
 
     Returns:
         OTHER_TEXT or FINE for each pivot turn, int8.
@@ -77,7 +77,7 @@ def _same_letters(groups: Groups, turn: int, pivot: AnswerTokens, source: Answer
 
 
 def _letters(vocabulary: Vocabulary, ids: np.ndarray) -> str | None:
-    """What no normaliser changes; None where a token has no bytes, or they are part of a character."""
+    """The letters that no normaliser changes; None where a token has no bytes, or only part of a character."""
     pieces = [vocabulary.token(int(token_id)) for token_id in ids]
     try:
         text = b"".join(pieces).decode()

@@ -178,7 +178,7 @@ def _decreases(ends: np.ndarray) -> bool:
 
 @compiled
 def _ends_fit(pivot_ends: np.ndarray, pivot_ended: bool, source_ends: np.ndarray, source_ended: bool) -> bool:
-    """A whole text is as long as the other whole text, and no shorter than a cut one."""
+    """Whether lengths agree: two whole texts are equally long, and a cut one is no longer than a whole one."""
     pivot_end = pivot_ends[-1] if len(pivot_ends) else 0
     source_end = source_ends[-1] if len(source_ends) else 0
     if pivot_ended and source_ended:

@@ -1,4 +1,4 @@
-"""The byte strings of leaves that a table of single tokens cannot give: longer ones, and a turn's folded start."""
+"""The byte strings of leaves that are more than one source token, or begin in the folded start of a turn."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -217,7 +217,7 @@ def _list_strings(
                     used += 1 + size
             real = source_ids[s]
             if offsets[real + 1] == offsets[real]:
-                break  # the bytes of the real token are unknown, and so are those of every leaf after it
+                break  # the bytes of the real token are unknown, so those of every later leaf are too
             prefix = np.concatenate((prefix, flat[offsets[real] : offsets[real + 1]]))
     return strings, used
 

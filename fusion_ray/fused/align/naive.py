@@ -1,4 +1,4 @@
-"""Exact alignment, word for word: the oracle of `bytes.py`, and the place to read the method.
+"""Exact alignment, word for word: the oracle of `exact.py`, and the place to read the method.
 
 Everything is plain Python, one turn at a time, probabilities rather than logarithms, every leaf built as bytes.
 """

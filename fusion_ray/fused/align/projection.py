@@ -149,7 +149,7 @@ def _project_position(
             continue
         first = inputs.token_offsets[scratch.entry[leaf]]
         if first + j >= inputs.token_offsets[scratch.entry[leaf] + 1]:
-            continue  # ended here: what follows it is not known
+            continue  # the leaf ends here: nothing is known of what follows it
         token = inputs.tokens[first + j]
         mass = scratch.log_mass[leaf] - whole
         if token == real:
@@ -232,7 +232,7 @@ def _unknown_mass(inputs: Inputs, g: int, j: int, shares: Shares, scratch: Scrat
             total += np.exp(log_mass) * share
         real = inputs.source_ids[s + i]
         if inputs.source_offsets[real + 1] == inputs.source_offsets[real]:
-            break  # a token of unknown bytes: what begins after it cannot be told
+            break  # a token of unknown bytes: nothing is known of what follows it
         prefix += inputs.source_offsets[real + 1] - inputs.source_offsets[real]
     return np.log(total) if total > 0.0 else -np.inf
 

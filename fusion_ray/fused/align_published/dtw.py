@@ -1,7 +1,7 @@
 """The published alignments `em`, `mined` and `ms`: dynamic time warping and a one-to-one vocabulary map.
 
-The literal version is in `naive_dtw.py`. Kept for comparison: where a boundary cannot be matched the published methods
-teach a one-hot label, and what has no single pivot token is dropped.
+The literal version is in `naive.py`. These are here for comparison: where they cannot match a boundary they teach a
+one-hot label, and they drop every source token that is not a single pivot token.
 """
 
 from dataclasses import replace
@@ -29,10 +29,10 @@ def project_dtw(
     *,
     top_k: int | None = None,
 ) -> Projection:
-    """Move the source's distributions to the pivot's tokens as FuseLLM and FuseChat do; see `bytes.project`.
+    """Move the source's distributions to the pivot's tokens as FuseLLM and FuseChat do; see `exact.project`.
 
-    The same turns are refused and the same positions covered as by exact alignment, whose groups and nll it keeps, so
-    that choosing compares alike; only the distributions differ. They have no tail: kept entries are renormalised. The
+    It refuses the same turns, covers the same positions and keeps the same groups and nll as exact alignment, so that
+    models are chosen alike and only the distributions differ. These have no tail: kept entries are renormalised. The
     real token's log-probability is -inf where the map lost it. `counts` has besides: transferred and one_hot
     (positions), wrong_boundary (transferred from another byte), mass_moved, mass_unmapped and mass_collided (sums of
     source probability at transferred positions), and no projected_nll and kept_mass.

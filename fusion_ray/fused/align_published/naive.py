@@ -90,7 +90,7 @@ def map_by_counts(token: str, counts: dict[int, int], vocabulary: Sequence[str])
 
 
 def _steps(i: int, j: int) -> list[tuple[int, int]]:
-    """Where a cell may be come to from: diagonal, along the source, along the pivot."""
+    """The cells before a cell: on the diagonal, along the source, along the pivot."""
     return [(a, b) for a, b in ((i - 1, j - 1), (i, j - 1), (i - 1, j)) if a >= 0 and b >= 0]
 
 

@@ -33,10 +33,11 @@ def warp(pivot_ids: np.ndarray, source_ids: np.ndarray, pivot: Letters, source: 
 def match(
     pivot_ids: np.ndarray, source_ids: np.ndarray, spans_T2: np.ndarray, pivot: Letters, source: Letters
 ) -> np.ndarray:
-    """The source position whose next token is taken to be predicted where the pivot's next is, or NO_MATCH; int64 [T].
+    """The source position that is matched with each pivot position, or NO_MATCH; int64 [T].
 
-    One aligned source token: if one of both is a suffix of the other. Several: the first that is, or else the last of
-    those that, taken in turn, spell a beginning of the pivot token.
+    A position aligned with one source token matches it if one of the two tokens is a suffix of the other. One aligned
+    with several matches the first of which that is true; else the last of those that together spell a prefix of the
+    pivot token.
     """
     return _match(pivot_ids, source_ids, spans_T2, pivot.flat, pivot.offsets, source.flat, source.offsets)
 
