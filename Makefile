@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Ray starts processes by the dozen: without cached bytecode each would compile torch, Ray and vLLM anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test-unit test test-all lint bench quality quality-real chaos docs clean
+.PHONY: help setup demo test-unit test test-all lint bench quality quality-real chaos mutants docs clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -80,6 +80,11 @@ bench-%: setup
 
 chaos: setup ## Fifty seeded kills over all stages; every run must end in the same bytes
 	$(BIN)/python tests/chaos.py --kills 50 --seed 0
+
+SEED ?= 0
+
+mutants: setup ## Do the tests bite: small mistakes planted in every package must fail them (half an hour; SEED=0)
+	$(BIN)/python tests/mutants.py --seed $(SEED)
 
 docs: setup ## Regenerate the command output in README and docs
 	$(BIN)/cog -r README.md docs/*.md

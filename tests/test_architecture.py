@@ -37,6 +37,15 @@ def test_every_error_survives_pickling_and_has_an_exit_code(kind: type[errors.Fu
     assert "__init__" not in vars(kind)
 
 
+def test_exit_codes_tell_the_recipe_from_the_disk_the_data_the_engine_and_the_cluster() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in error_classes()}
+    assert codes == {
+        "FusionRayError": 1, "RecipeError": 2, "ArtifactError": 3, "MissingArtifactError": 3,
+        "CorruptArtifactError": 3, "StaleArtifactError": 3, "MethodError": 4, "AlignmentError": 4,
+        "NonFiniteError": 4, "MergeError": 4, "EngineError": 5, "DeadEngineError": 5, "ClusterError": 6,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_and_its_functions_are_short_and_say_what_they_are_for(path: Path) -> None:
     text = path.read_text()

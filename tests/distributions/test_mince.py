@@ -1,0 +1,48 @@
+"""Which model knows a chat best: bits per byte, and who wins a tie."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fusion_ray.distributions.mince import _bits_per_byte, best_known, has_score, pick_mince
+from fusion_ray.distributions.score import DISTRIBUTIONS_SCHEMA
+from fusion_ray.errors import NonFiniteError
+
+
+def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
+    """A distributions shard by the log-probabilities of its real tokens and its bytes; None is a rejected row."""
+    return pa.Table.from_pylist(
+        [
+            {"id": str(n), "reason": "no"}
+            if row is None
+            else {"id": str(n), "real_logprobs": row[0], "n_bytes": row[1]}
+            for n, row in enumerate(rows)
+        ],
+        schema=DISTRIBUTIONS_SCHEMA,
+    )
+
+
+def test_a_tie_goes_to_the_lower_row_and_what_has_no_score_loses() -> None:
+    scores_MN = np.array([[2.0, 1.0, np.nan, np.inf], [2.0, 1.0, 3.0, 4.0], [1.0, 1.0, 3.0, np.nan]], np.float32)
+    assert pick_mince(scores_MN).tolist() == [2, 0, 1, 1]
+
+
+def test_an_example_that_nobody_has_scored_is_named() -> None:
+    scores_MN = np.array([[1.0, np.nan], [np.inf, np.inf]])
+    assert has_score(scores_MN).tolist() == [True, False]
+    with pytest.raises(NonFiniteError, match=r"example 1: no model has scored it .* in all 2 rows"):
+        pick_mince(scores_MN)
+
+
+def test_a_token_of_one_in_four_over_two_bytes_is_one_bit_a_byte() -> None:
+    quarter = -math.log(4.0)
+    found = _bits_per_byte(scored(([quarter], 2), ([quarter, quarter], 8), None, ([], 0)))
+    np.testing.assert_allclose(found, [1.0, 0.5, np.nan, np.nan])
+
+
+def test_where_all_models_say_the_same_the_pivot_knows_best() -> None:
+    tables = {name: scored(([-1.0], 3), ([-2.0], 3)) for name in ("pivot", "one", "two")}
+    assert best_known(tables, "pivot").tolist() == [0, 1]
+    assert best_known(tables, "one").tolist() == best_known(tables, "two").tolist() == []
