@@ -33,7 +33,7 @@ PROCESSES = 2
 MAY_LIVE = 0.05
 # Tests beside those of its own package that a file has; the longest path that fits counts.
 BESIDE = {
-    "": ("test_architecture.py", "recipe", "cli"),
+    "": ("test_errors.py", "cli", "jobs"),
     "answers/stage.py": ("integration/test_answers.py",),
     "chat": ("property/test_chat_boundaries.py",),
     "corpus/stage.py": ("integration/test_bad_chats.py", "integration/test_report.py"),
@@ -46,6 +46,8 @@ BESIDE = {
     "models/openai.py": ("integration/test_openai.py",),
     "models/server.py": ("integration/test_openai.py", "integration/test_judge_client.py"),
     "models/vllm.py": ("integration/test_scorer_vllm.py",),
+    "on_ray/shard_loop.py": (),
+    "on_ray/metrics.py": (),
     "on_ray": ("integration/test_metrics.py", "integration/test_workers.py", "integration/test_cluster_room.py"),
     "pipeline/run.py": ("integration/test_targets.py", "integration/test_report.py"),
     "recipe": ("property/test_recipes.py", "pipeline"),
@@ -68,6 +70,8 @@ BESIDE = {
     "targets/training_reports.py": ("integration/test_targets.py",),
     "targets/worker.py": ("integration/test_targets.py",),
 }
+# Tests of tests/integration that start neither Ray nor vLLM nor DeepSpeed.
+LIGHT = ("test_openai", "test_judge_client", "test_push", "test_harness", "test_demo")
 
 
 class Mutant(NamedTuple):
@@ -115,11 +119,25 @@ def listed_mutants(packages: Sequence[str]) -> list[Mutant]:
     return [mutant for mutant in found if package_of(mutant.file) in packages]
 
 
-def drawn_mutants(packages: Sequence[str], seed: int, each: int) -> list[Mutant]:
-    """So many of every package, drawn from all the changes that the operators make in it."""
+def is_quick(file: str) -> bool:
+    """Whether a file's tests start neither Ray nor vLLM nor DeepSpeed."""
+    heavy = [path for path in checks_of(file) if path.startswith(("tests/integration", "tests/fault"))]
+    return all(Path(path).stem in LIGHT for path in heavy)
+
+
+def drawn_mutants(packages: Sequence[str], seed: int, each: int, *, quick: bool = False) -> list[Mutant]:
+    """So many of every package, drawn from all the changes that the operators make in it.
+
+    Args:
+        packages: Of these.
+        seed: Another one draws others.
+        each: How many of each.
+        quick: Leave out files whose tests start Ray, vLLM or DeepSpeed.
+    """
     found = []
     for package in packages:
         files = sorted(path for path in PACKAGE.rglob("*.py") if package_of(str(path.relative_to(PACKAGE))) == package)
+        files = [path for path in files if not quick or is_quick(str(path.relative_to(PACKAGE)))]
         changes = [(path, change) for path in files for change in list_mutations(path.read_text())]
         random.Random(f"{seed} {package}").shuffle(changes)
         usable = ((path, change) for path, change in changes if compiles(change))
@@ -154,7 +172,7 @@ class Copy:
     def fails(self, tests: Sequence[str], caches: str = "warm") -> bool:
         """Run some tests; whether one failed, or they took too long."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-        command += ["--hypothesis-seed=0", "--durations=0", "-o", f"timeout={LIMIT_S // 2}", *tests]
+        command += ["--hypothesis-seed=0", "-o", f"timeout={LIMIT_S // 2}", *tests]
         places = {"PYTHONPATH": str(self.folder), "NUMBA_CACHE_DIR": str(self.folder / f"numba_{caches}")}
         environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -202,7 +220,7 @@ def try_all(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
         copy, started = copies.get(), time.monotonic()
         try:
             if not isinstance(work, Mutant):
-                assert not copy.fails(work), f"{work} fail without any mutant:\n{copy.output[-3000:]}"
+                assert not copy.fails(work), f"{work} fail without any mutant:\n{copy.output[-1500:]}"
                 return None
             why = EQUIVALENT.get((work.file, work.mutation.before, work.mutation.after))
             state = f"equivalent: {why}" if why else "killed" if copy.kills(work) else "lived"
@@ -213,7 +231,8 @@ def try_all(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
             copies.put(copy)
 
     with ThreadPoolExecutor(PROCESSES) as pool:
-        list(pool.map(borrow, sorted({(path,) for mutant in mutants for path in mutant.tests})))
+        paths = sorted({path for mutant in mutants for path in mutant.tests})
+        list(pool.map(borrow, [tuple(paths[n::PROCESSES]) for n in range(PROCESSES)]))
         print("The tests pass without any mutant.", flush=True)
         return [outcome for outcome in pool.map(borrow, mutants) if outcome]
 
@@ -246,10 +265,16 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=3, help="drawn from every package")
     parser.add_argument("--packages", nargs="+", default=all_packages(), choices=all_packages(), metavar="PACKAGE")
     parser.add_argument("--only", choices=("listed", "drawn"))
+    parser.add_argument("--quick", action="store_true", help="none whose tests start Ray, vLLM or DeepSpeed")
     parser.add_argument("--show", action="store_true", help="print the mutants and try none")
     options = parser.parse_args()
     mutants = [] if options.only == "drawn" else listed_mutants(options.packages)
-    mutants += [] if options.only == "listed" else drawn_mutants(options.packages, options.seed, options.each)
+    mutants += (
+        []
+        if options.only == "listed"
+        else drawn_mutants(options.packages, options.seed, options.each, quick=options.quick)
+    )
+    mutants = [mutant for mutant in mutants if not options.quick or is_quick(mutant.file)]
     if options.show:
         print("\n".join(map(str, mutants)))
         return 0

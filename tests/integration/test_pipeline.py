@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def finished(toys: Toys) -> Iterator[Recipe]:
     run(toys.recipe)
     yield toys.recipe
     ray.shutdown()
+
+
+def beside(finished: Recipe, toys: Toys, runs: Path, *settings: str, stages: int, sources: int) -> Recipe:
+    """A recipe of fewer sources whose first stages the finished run has made: they are copied, not made again."""
+    for folder in sorted(Path(finished.folder).glob("[1-6]_*"))[:stages]:
+        shutil.copytree(folder, runs / finished.name / folder.name)
+    recipe = load_recipe(toys.recipe_path, (f"runs={runs}", *settings))
+    return recipe.model_copy(update={"sources": recipe.sources[:sources]})
 
 
 def states(recipe: Recipe) -> dict[str, str]:
@@ -119,7 +128,9 @@ def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_tea
         "distributions/sft", "targets/code", "targets/reference", "targets/conversation", "targets/longer", "merged",
         "report",
     ]  # fmt: skip
-    recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'started'}", *asked))
+    recipe = beside(finished, toys, toys.folder / "started", *asked, stages=4, sources=1)
+    made = [name for name, state in states(recipe).items() if state != "done"]
+    assert made == ["distributions/sft", "targets/code", "targets/longer", "merged", "report"]
     run(recipe)
     artifacts = {str(artifact): artifact for artifact in build_graph(recipe)}
     held = read_manifest(artifacts["distributions/sft"].folder)
@@ -141,11 +152,11 @@ def test_targets_that_start_from_the_sft_control_are_held_to_it_where_nobody_tea
 
 @pytest.mark.timeout(1800)  # Each training group takes long to start where two cores are busy.
 def test_rounds_train_one_after_another_and_each_goes_on_from_what_the_one_before_was_merged_into(
-    toys: Toys,
+    toys: Toys, finished: Recipe
 ) -> None:
     asked = ("targets.start=sft", "targets.rounds=2", "merged.method={kind: rescaled_sum, reach: each}")
-    recipe = load_recipe(toys.recipe_path, (f"runs={toys.folder / 'rounds'}", *asked))
-    sources = ("code", "reference", "conversation")
+    recipe = beside(finished, toys, toys.folder / "rounds", *asked, stages=2, sources=2)
+    sources = ("code", "reference")
     names = [str(artifact) for artifact in build_graph(recipe)]
     assert names[names.index("targets/sft") :] == [
         "targets/sft", "distributions/sft", *(f"targets/round-1/{name}" for name in sources), "merged/round-1",
@@ -249,15 +260,24 @@ def test_more_actors_make_nothing_stale(toys: Toys, finished: Recipe) -> None:
 
 
 def test_a_run_killed_in_every_stage_ends_with_the_same_bytes(toys: Toys, finished: Recipe, tmp_path: Path) -> None:
-    again = ["--set", f"runs={tmp_path}"]
-    command = [sys.executable, "-m", "fusion_ray", "run", str(toys.recipe_path), *again]
+    undisturbed = beside(finished, toys, tmp_path / "undisturbed", stages=4, sources=1)
+    assert {name for name, state in states(undisturbed).items() if state != "done"} == {"merged", "report"}
+    run(undisturbed)
+    path = tmp_path / "one.json"
+    path.write_text(undisturbed.model_dump_json())
+    command = [sys.executable, "-m", "fusion_ray", "run", str(path), "--set", f"runs={tmp_path / 'killed'}"]
     ray.shutdown()
-    for stage in dict.fromkeys(artifact.stage for artifact in build_graph(toys.recipe)):
+    for stage in dict.fromkeys(artifact.stage for artifact in build_graph(undisturbed)):
         assert _kill_in(stage, command), f"the run ended before stage {stage} could be killed"
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    killed = _content(tmp_path / finished.name)
-    assert killed == _content(Path(finished.folder))
-    assert len(killed) > 20
+    killed, expected = _content(tmp_path / "killed" / finished.name), _content(Path(undisturbed.folder))
+    left = {name: content for name, content in expected.items() if name in killed}
+    assert killed == left
+    # What was copied beside: the other two sources, and nothing of the one that was trained.
+    assert all(
+        any(other in name for other in ("reference", "conversation")) for name in expected.keys() - killed.keys()
+    )
+    assert len(killed) > 12
 
 
 def _kill_in(stage: str, command: list[str]) -> bool:

@@ -14,7 +14,8 @@ from toys.targets import much_behind, toy_artifacts, toy_recipe
 from fusion_ray.errors import ClusterError, CorruptArtifactError, StaleArtifactError
 from fusion_ray.on_ray import cluster
 from fusion_ray.progress import Progress
-from fusion_ray.storage.artifacts import read_manifest
+from fusion_ray.recipe import Recipe
+from fusion_ray.storage.artifacts import Artifact, read_manifest
 from fusion_ray.storage.model_files import ModelFiles
 from fusion_ray.targets.stage import WORKING, build_targets
 
@@ -28,11 +29,24 @@ def _ray() -> Iterator[None]:
     yield
 
 
-def test_a_source_and_three_control_arms_train_side_by_side_and_end(tmp_path: Path) -> None:
-    recipe = toy_recipe(tmp_path)
-    artifacts = toy_artifacts(recipe, ("math", "sft", "self", "shuffled"))
-    seen: list[Progress] = []
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return toy_recipe(tmp_path_factory.mktemp("targets"), zero_stage=2)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe) -> tuple[list[Artifact], list[Progress]]:
+    """A source of a late round and three control arms, trained side by side, and what was told meanwhile."""
+    source, *arms = toy_artifacts(recipe, ("math", "sft", "self", "shuffled"))
+    artifacts, seen = [much_behind(source), *arms], []
     build_targets(recipe, artifacts, seen.append)
+    return artifacts, seen
+
+
+def test_a_source_and_three_control_arms_train_side_by_side_and_end(
+    trained: tuple[list[Artifact], list[Progress]],
+) -> None:
+    artifacts, seen = trained
     curves = {}
     for artifact in artifacts:
         folder = Path(artifact.folder)
@@ -60,11 +74,10 @@ def test_one_failed_source_does_not_take_the_others_down(tmp_path: Path) -> None
     assert not (Path(bad.folder) / "MANIFEST.json").exists()
 
 
-def test_a_target_of_a_late_round_starts_as_any_other(tmp_path: Path) -> None:
-    recipe = toy_recipe(tmp_path)
-    artifact = much_behind(*toy_artifacts(recipe, ("math",)))
-    build_targets(recipe, [artifact], lambda _: None)
-    assert read_manifest(artifact.folder).fingerprint == artifact.fingerprint
+def test_a_target_of_a_late_round_starts_as_any_other(trained: tuple[list[Artifact], list[Progress]]) -> None:
+    late, sft, *_ = trained[0]
+    assert len(late.inputs) > len(sft.inputs) - 1 and late.name == "math"
+    assert read_manifest(late.folder).fingerprint == late.fingerprint
 
 
 @pytest.mark.slow
@@ -78,18 +91,20 @@ def test_training_begins_anew_where_ray_s_list_of_checkpoints_was_cut_off(tmp_pa
     assert read_manifest(artifact.folder).facts["steps"] > 0
 
 
-def test_two_workers_and_one_train_the_same_model(tmp_path: Path) -> None:
-    losses, weights = {}, {}
-    for workers in (1, 2):
-        recipe = toy_recipe(tmp_path / str(workers), workers=workers, zero_stage=2)
-        artifacts = toy_artifacts(recipe, ("math",))
-        build_targets(recipe, artifacts, lambda _: None)
-        lines = (Path(artifacts[0].folder) / "metrics.jsonl").read_text().splitlines()
-        losses[workers] = [json.loads(line)["loss"] for line in lines]
-        weights[workers] = load_file(Path(artifacts[0].folder) / "model.safetensors")
-    np.testing.assert_allclose(losses[1], losses[2], rtol=1e-4)
-    for name, tensor in weights[1].items():
-        np.testing.assert_allclose(tensor.numpy(), weights[2][name].numpy(), atol=1e-4)
+def test_two_workers_and_one_train_the_same_model(
+    recipe: Recipe, trained: tuple[list[Artifact], list[Progress]], tmp_path: Path
+) -> None:
+    two = toy_recipe(tmp_path, workers=2, zero_stage=2)
+    assert two.targets == recipe.targets.model_copy(update={"workers": 2})
+    (artifact,) = toy_artifacts(two, ("math",))
+    build_targets(two, [artifact], lambda _: None)
+    losses, weights = [], []
+    for folder in (Path(trained[0][0].folder), Path(artifact.folder)):
+        losses.append([json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+        weights.append(load_file(folder / "model.safetensors"))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor.numpy(), weights[1][name].numpy(), atol=1e-4)
 
 
 def test_more_workers_than_the_cluster_can_give_are_refused_at_once(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _COMPARED = {
 }
 _COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 _EXTREMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax"}
+_COUNTED = 8  # A larger number is tuned, such as the bytes of a chunk: off by one it does the same.
 _LOGGERS = {"log", "_log", "logger", "_logger", "logging", "warnings"}
 
 
@@ -55,6 +56,8 @@ def _expressions(node: ast.AST) -> Iterator[ast.expr]:
         return
     if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] in _LOGGERS:
         return
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.LShift | ast.Pow):
+        return  # A size, such as 1 << 20.
     if isinstance(node, ast.expr):
         yield node
     for name, value in ast.iter_fields(node):
@@ -83,7 +86,7 @@ def _changes(node: ast.expr) -> Iterator[ast.expr]:
             yield from (_joined(node, [*values[:i], *values[i + 1 :]]) for i in range(len(values)))
         case ast.Constant(value=bool() as value):
             yield ast.Constant(not value)
-        case ast.Constant(value=int() as value):
+        case ast.Constant(value=int() as value) if value <= _COUNTED:
             yield ast.Constant(value + 1)
             yield ast.Constant(value - 1)
         case ast.Call(func=ast.Name(id=name)) if name in _EXTREMES:
