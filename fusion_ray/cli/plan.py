@@ -42,7 +42,7 @@ def plan(
     if as_json:
         sys.stdout.write(json.dumps(found.plain(), indent=1) + "\n")
         return
-    for part in (_states_table(found), *_forecast_parts(found.forecast)):
+    for part in (_states_table(found), *forecast_parts(found.forecast)):
         out.print(part)
 
 
@@ -58,7 +58,7 @@ def _states_table(plan: api.Plan) -> Table:
     return table
 
 
-def _forecast_parts(forecast: "Forecast") -> Iterator[Table | str]:
+def forecast_parts(forecast: "Forecast") -> Iterator[Table | str]:
     """What a run will take, and what will not fit; nothing where everything is done."""
     if not forecast.stages:
         return

@@ -32,8 +32,9 @@ def run_and_show(path: Path, overrides: Sequence[str], *, until: str = "report",
         return
     for table in report_tables(report):
         out.print(table)
-    out.print(
-        f"\nModel   {report.merged}\nReport  {report.page}\n"
-        f"Chat    fusion-ray chat {recipe.folder}\nServe   vllm serve {report.merged}",
-        soft_wrap=True,
-    )
+    out.print(closing_lines(recipe.folder, report.merged, report.page), soft_wrap=True)
+
+
+def closing_lines(run: str, merged: str, page: str) -> str:
+    """Where a run's merged model and its page are, and how to use them."""
+    return f"\nModel   {merged}\nReport  {page}\nChat    fusion-ray chat {run}\nServe   vllm serve {merged}"

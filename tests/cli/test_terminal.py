@@ -5,7 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from fusion_ray.cli.terminal import closing_lines, forecast_parts, live_progress
+from fusion_ray.cli.plan import forecast_parts
+from fusion_ray.cli.run import closing_lines
+from fusion_ray.cli.terminal import live_progress
 from fusion_ray.planning.costs import Cost
 from fusion_ray.planning.forecast import Forecast
 from fusion_ray.planning.sizes import GPUS, Cluster, CorpusSize
@@ -70,5 +72,7 @@ def test_a_log_gets_the_first_and_the_last_line_of_a_piece_of_work_and_few_betwe
 
 
 def test_the_closing_lines_name_the_merged_model_and_the_report() -> None:
-    text = closing_lines("runs/x")
-    assert "Model   runs/x/5_merged" in text and "Report  runs/x/6_report/report.html" in text
+    text = closing_lines("runs/x", "runs/x/5_merged", "runs/x/6_report/report.html")
+    assert (
+        "chat runs/x\n" in text and "Model   runs/x/5_merged" in text and "Report  runs/x/6_report/report.html" in text
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from toys.models import byte_level_tokenizer, save_toy
+from toys.models import FLOAT32, byte_level_tokenizer, save_toy
 
 from fusion_ray.chat import choose_template
 from fusion_ray.distributions.score import (
@@ -84,7 +84,7 @@ def test_a_chat_of_max_length_is_whole_and_a_longer_one_cut_or_rejected() -> Non
 
 def test_scores_are_the_models_own_log_probabilities_of_the_answers(folder: str) -> None:
     rendered = render_rows(chats(), byte_level_tokenizer(), settings())
-    table = score_rows(rendered, TransformersScorer(folder, 4, dtype="float32"))
+    table = score_rows(rendered, TransformersScorer(folder, 4, FLOAT32))
     model, expected = load_model(folder, "float32"), []
     for row in rendered.to_pylist()[:3]:
         ids = torch.tensor([row["input_ids"]])
@@ -105,7 +105,7 @@ def test_scores_are_the_models_own_log_probabilities_of_the_answers(folder: str)
 
 def test_answer_tokens_share_the_bytes_of_their_turn_among_them(folder: str) -> None:
     rendered = render_rows(chats(), byte_level_tokenizer(), settings())
-    scored = read_scored(score_rows(rendered, TransformersScorer(folder, 4, dtype="float32")).slice(0, 3))
+    scored = read_scored(score_rows(rendered, TransformersScorer(folder, 4, FLOAT32)).slice(0, 3))
     per_row = np.bincount(scored.row_T, scored.bytes_T).tolist()
     assert per_row == rendered["n_bytes"].to_pylist()[:3]
     assert scored.bytes_T.min() == 0, "the end of a turn stands for no byte"
@@ -116,7 +116,7 @@ def test_answer_tokens_share_the_bytes_of_their_turn_among_them(folder: str) -> 
 
 def test_a_row_whose_numbers_are_not_finite_spoils_no_other(folder: str) -> None:
     rendered = render_rows(chats(), byte_level_tokenizer(), settings())
-    scorer = TransformersScorer(folder, 4, dtype="float32")
+    scorer = TransformersScorer(folder, 4, FLOAT32)
     whole, asked = score_rows(rendered, scorer), scorer.score
 
     def with_a_nan(ids: list[np.ndarray], positions: list[np.ndarray]) -> list[Any]:

@@ -31,7 +31,7 @@ LISTED = (
         ("planning",),
     ),
     Listed("planning/costs.py", "self.wall_s * self.gpus / 3600", "self.wall_s * self.gpus / 60", ("planning",)),
-    Listed("cli/terminal.py", "{gpu_hours * price:,.2f}", "{gpu_hours / price:,.2f}", ("cli",)),
+    Listed("cli/plan.py", "{gpu_hours * price:,.2f}", "{gpu_hours / price:,.2f}", ("cli",)),
     # --- the wrong rows ---------------------------------------------------------------------------------------------
     Listed("report/stage.py", 'SPLIT = "heldout"', 'SPLIT = "train"', ("integration/test_report.py",)),
     Listed("corpus/split.py", "split:{seed}:{identity}", "split:{identity}", ("corpus",)),
