@@ -85,7 +85,7 @@ def test_a_chat_of_max_length_is_whole_and_a_longer_one_cut_or_rejected() -> Non
 def test_scores_are_the_models_own_log_probabilities_of_the_answers(folder: str) -> None:
     rendered = render_rows(chats(), byte_level_tokenizer(), settings())
     table = score_rows(rendered, TransformersScorer(folder, 4, FLOAT32))
-    model, expected = load_model(folder, "float32"), []
+    model, expected = load_model(folder, FLOAT32), []
     for row in rendered.to_pylist()[:3]:
         ids = torch.tensor([row["input_ids"]])
         with torch.no_grad():
