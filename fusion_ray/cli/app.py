@@ -44,7 +44,7 @@ def options(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options without a command."""
+    """Options that need no command."""
 
 
 def main() -> None:

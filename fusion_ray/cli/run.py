@@ -23,7 +23,7 @@ def run(
 
 
 def run_and_show(path: Path, overrides: Sequence[str], *, until: str = "report", address: str | None = None) -> None:
-    """Run a recipe with live lines, and show the report if it comes to one."""
+    """Run a recipe with live lines, and show the report if the run makes one."""
     recipe = api.load_recipe(path, tuple(overrides))
     stop_on_signals(lambda _: say_stopped())
     with live_progress(out) as tell:

@@ -44,7 +44,7 @@ def report_tables(report: "RunReport") -> list[RenderableType]:
 
 
 def comparison_tables(runs: list[str], first: "RunReport", second: "RunReport") -> list[RenderableType]:
-    """What the terminal shows of two runs, which are called as they were given: what changed."""
+    """What the terminal shows of two runs, named as on the command line: what changed."""
     return [_models_table(first.content, second.content, runs), Text(), *_compare_merged(runs, first, second)]
 
 
@@ -104,7 +104,7 @@ def _difference_cells(found: dict[str, float]) -> list[Text]:
 
 
 def verdict_lines(report: dict[str, Any]) -> list[Text]:
-    """The verdict and what to beware of."""
+    """The verdict, and its warnings."""
     verdict = report["verdict"]
     lines = [Text(verdict["text"], style=_VERDICT_STYLES[verdict["helped"]])]
     lines += [Text(note) for note in verdict["notes"]]

@@ -164,8 +164,8 @@ def run_job(job: Path, report: Report) -> None:
 
 
 def main(job: Path) -> None:
-    """Train in this process, alone in it."""
-    channel, sys.stdout = sys.stdout, sys.stderr  # Some libraries print; reports alone go to standard output.
+    """Train in this process, which does nothing else."""
+    channel, sys.stdout = sys.stdout, sys.stderr  # Some libraries print to standard output, which is for reports only.
     import torch
 
     torch.set_num_threads(1)

@@ -192,7 +192,7 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def _most_used_characters(words: Counter[str], room: int) -> list[str]:
-    """The alphabet of a vocabulary; of characters used equally often, the trainer would keep others on every call."""
+    """The alphabet of a vocabulary: with ties broken here, for the trainer breaks them differently on every call."""
     used: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
@@ -211,7 +211,7 @@ def _count_pieces(counts: dict[str, float], words: Counter[str]) -> Counter[str]
 
 
 def _most_counted(used: Counter[str], room: int) -> dict[str, float]:
-    """The pieces used most, single characters first of all; each is counted half once more, so that none is 0."""
+    """Single characters, then the pieces used most; half is added to each count, so that none is 0."""
     ranked = sorted(used, key=lambda piece: (len(piece) > 1, -used[piece], piece))
     return {piece: used[piece] + 0.5 for piece in ranked[:room]}
 

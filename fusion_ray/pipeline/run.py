@@ -61,7 +61,7 @@ def _phase(artifact: Artifact) -> str:
 
 
 def _builder(stage: str) -> _Build:
-    # Found by name, and only now: a stage brings Ray and torch, which `plan` and `--help` must not wait for.
+    # Imported by name and only now, because stages import Ray and torch, for which `plan` and `--help` must not wait.
     module = importlib.import_module(f"fusion_ray.{stage}.stage")
     return cast(_Build, getattr(module, f"build_{stage}"))
 

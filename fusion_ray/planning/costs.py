@@ -41,7 +41,7 @@ class Cost:
         wall_s: With the whole cluster at its disposal.
         gpus: GPUs it holds meanwhile.
         rate: Where the time comes from: `measured`, `stated`, or why there is none.
-        model: The recipe's model that works, where one scores or answers.
+        model: The recipe's model that scores or answers, for these two stages.
         wave: How many artifacts of its stage must be made before it, one after the other.
     """
 
@@ -89,7 +89,7 @@ class _Costing:
         self.heldout = recipe.corpus.heldout
         self.fused_share = 1.0 - recipe.corpus.heldout
         self.train_share = 1.0 - recipe.corpus.heldout - recipe.corpus.validation
-        # Models win equally often, as far as a plan can know.
+        # Assumed: all models win equally often.
         rivals = len(recipe.sources) + 1 if recipe.fused.mode == "multi" else 2
         self.answers_per_chat = recipe.answers.per_chat / rivals if recipe.answers else 0.0
 
@@ -259,7 +259,7 @@ def _sum_known(walls: list[float | None]) -> float | None:
 
 
 def _waves(statuses: list[Status]) -> Iterator[int]:
-    """Of each artifact, how many of its stage follow each other before it; inputs come before what is made of them."""
+    """For each artifact, the length of the longest chain of its own stage before it; inputs come first in the list."""
     chains: dict[str, Counter[str]] = {}
     for artifact in (status.artifact for status in statuses):
         before: Counter[str] = Counter()

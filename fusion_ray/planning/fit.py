@@ -177,7 +177,7 @@ def _training_memory(recipe: Recipe, size: ModelSize | None, cluster: Cluster) -
 
 
 def _lighter(recipe: Recipe, size: ModelSize, room: float) -> str:
-    """The first change, from cheap to dear, with which training fits."""
+    """The cheapest change with which training fits."""
     settings = recipe.targets
     changes: tuple[dict[str, object], ...] = (
         {"gradient_checkpointing": True},

@@ -68,7 +68,7 @@ def forecast(
 
     Args:
         recipe: The run.
-        statuses: What `pipeline.plan` says of it.
+        statuses: From `pipeline.status.list_statuses`.
         cluster: What it may use.
         rows: Rows of the corpus, where it is not here to be counted.
         tokens_per_row: Likewise.

@@ -1,4 +1,4 @@
-"""Benchmarks side by side: every model's value of every metric, and whether the merged model's differs for sure."""
+"""Benchmarks side by side: every model's value of every metric, and intervals of the merged model's differences."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -115,7 +115,7 @@ def make_views(
 def _count_pairs(
     fuser: Fuser, source: str, corpus: HeldoutShards, shards_of: Mapping[str, HeldoutShards]
 ) -> Statistics:
-    """What the map of `ms` is counted from, over held-out chats: a map like the training's, not the same."""
+    """Count aligned pairs for the map of `ms` over held-out chats; training counted them over its own."""
     parts = [
         fuser.count_pairs(
             read_shard(corpus.folder, corpus.records[n]),

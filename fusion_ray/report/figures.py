@@ -16,7 +16,7 @@ FEWEST_TOKENS = 20  # In a bin of the calibration plot.
 
 
 def colour(index: int) -> str:
-    """The page's colour number `index`, over and over."""
+    """The page's colour number `index`; they repeat."""
     return f"$c{index % _N_COLOURS}"
 
 
@@ -133,7 +133,7 @@ def pairs_figure(pairs: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def calibration_figure(calibration: Mapping[str, Any]) -> Figure:
-    """How often the first choice was right against how sure the model was of it; bins of few tokens are left out."""
+    """How often the most probable token came, by its probability; bins of few tokens are left out."""
     colours = colours_of(list(calibration))
     ideal = {
         "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "ideal",
@@ -236,7 +236,7 @@ def _rows(count: int) -> dict[str, Any]:
 
 
 def escape_labels(data: Any) -> Any:
-    """Names as Plotly may show them: its labels read a little HTML and `%{}`, which no name may bring in."""
+    """Names made safe for Plotly, whose labels interpret some HTML and `%{}`."""
     if isinstance(data, str):
         return data.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
     if isinstance(data, Mapping):

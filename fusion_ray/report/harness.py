@@ -48,7 +48,7 @@ def run_harness(
         )  # fmt: skip
     except FusionRayError:
         raise
-    except Exception as error:  # Tasks are code of many hands, and raise whatever they like.
+    except Exception as error:  # Tasks are written by many people, and raise errors of any kind.
         raise EngineError(
             f"{folder}: lm-evaluation-harness failed ({type(error).__name__}: {error}). Tasks of the Hub need a "
             "network, or their data in the cache of `datasets`."
@@ -67,7 +67,7 @@ def _import_harness() -> Any:
 
 
 def _collect_tasks(settings: Evaluate) -> tuple[Any, list[Any]]:
-    """The harness's index of tasks, and what to run of it; its own thousands are read only where they are needed."""
+    """The harness's index of tasks, and which to run; its own thousands are read only where one is asked for."""
     from lm_eval.tasks import TaskManager
 
     local = [task for task in settings.tasks if isinstance(task, LocalTask)]
@@ -126,7 +126,7 @@ def _import_vllm_model() -> Any:
 
 
 def _describe(name: str, metrics: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """One task's results without what the harness says of time and place."""
+    """One task's results without the harness's times and paths."""
     numbers = {
         key.removesuffix(",none"): float(value)
         for key, value in metrics.items()

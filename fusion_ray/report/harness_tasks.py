@@ -20,7 +20,7 @@ def task_config(task: LocalTask, chat_template: bool = False) -> dict[str, Any]:
 
     Args:
         task: Of the recipe.
-        chat_template: The model's template stands between question and answer, so that no space need do so.
+        chat_template: Whether a chat template separates question and answer; else a space does.
 
     Raises:
         RecipeError: The file cannot be read, or a row has other columns.
@@ -40,7 +40,7 @@ def task_config(task: LocalTask, chat_template: bool = False) -> dict[str, Any]:
     }
     if task.kind == "multiple_choice":
         return common | _CHOICE
-    # Written out: the harness puts its delimiter before choices, but not before such an answer.
+    # The space is written out, because the harness puts its delimiter before choices only.
     return common | _GOLD | {"doc_to_target": "{{answer}}" if chat_template else " {{answer}}", "target_delimiter": ""}
 
 

@@ -111,7 +111,7 @@ def _answers(table: pa.Table) -> list[Answer | None]:
 
 
 def _bins(table: pa.Table, usable: list[int]) -> Bins:
-    """How sure the model was of its first choice, and whether it came, over the usable rows."""
+    """The probability of the most probable token, and whether it came, over the usable rows."""
     rows = table.take(np.array(usable, dtype=np.int64))
     topk = read_topk(rows)
     if not len(topk):

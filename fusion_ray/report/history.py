@@ -39,7 +39,7 @@ def describe_artifact(artifact: Artifact, manifest: Manifest) -> dict[str, Any]:
 def describe_report(
     artifact: Artifact, seconds: float, peak_bytes: Mapping[str, int], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The report's own line: what it has cost when all is measured and its files are still to be written.
+    """The report's own line: what it has taken so far, before its files are written.
 
     Args:
         artifact: The report, not finished yet.

@@ -60,7 +60,7 @@ class JudgeClient:
                 for reply in pool.map(self._ask_once, chats):
                     replies.append(reply)
                     told(len(replies))
-            except BaseException:  # Ctrl-C too: what waits is not asked any more.
+            except BaseException:  # Ctrl-C too: requests that are still waiting are cancelled.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return replies
@@ -77,7 +77,7 @@ class JudgeClient:
         return reply
 
     def request(self, chat: Messages) -> dict[str, Any]:
-        """The body that is sent; an option of the recipe that is null takes a field out."""
+        """The body of the request; an option of the recipe that is null removes a field."""
         settings = self._settings
         body = {"model": settings.model, "messages": chat, "temperature": 0, "max_tokens": settings.judgment_tokens}
         return {name: value for name, value in (body | settings.options).items() if value is not None}

@@ -1,7 +1,7 @@
 """What a judge is asked, in our words; it answers as in MT-Bench: [[rating]], or [[A]], [[B]], and [[C]] for a tie.
 
-Texts to be judged stand between fences that hold a hash of all of them, so that no answer can close its own fence and
-speak to the judge.
+Texts to be judged stand between fences that contain a hash of all texts. So no answer can close its own fence and give
+the judge instructions.
 
 Source: the method is MT-Bench's, arXiv 2306.05685, sections 3.1 to 3.4.
 """

@@ -1,4 +1,4 @@
-"""What a judge is to be asked about the models of a run, and what its readings say; here nobody is asked."""
+"""Which questions a judge gets about the models of a run, and what follows from its answers; nothing is sent here."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -40,7 +40,7 @@ def read_choice(text: str) -> Winner | None:
 def settle(forward: Winner | None, swapped: Winner | None) -> float | None:
     """The outcome for the first model of a pair that was judged in both orders: 1 won, 0 lost, 0.5 tie.
 
-    Who does not win in both orders does not win: a judge that prefers a position gives ties.
+    A model must win in both orders to win, so a judge that prefers a position gives ties.
 
     Args:
         forward: The verdict with the first model shown first.

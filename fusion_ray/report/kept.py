@@ -44,7 +44,7 @@ def make_missing(
         write: Keeps it.
         settings: What a task asks for.
         tell: Receives progress.
-        what: Words for that.
+        what: What is made, in words for progress.
 
     Returns:
         By the models' labels, in their order.

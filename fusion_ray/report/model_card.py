@@ -1,4 +1,4 @@
-"""Scores for the merged model's card: what whoever downloads it should know, in the README that the Hub shows."""
+"""Scores for the merged model's card, the README that the Hub shows to whoever downloads it."""
 
 import re
 from collections.abc import Mapping

@@ -68,7 +68,7 @@ def tell_story(report: Mapping[str, Any]) -> str:
 
 
 def headline(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers at the top: what was, what plain fine-tuning gives, what fusion gives."""
+    """The few numbers at the top: the pivot's, plain fine-tuning's and fusion's."""
     rates = report["bits_per_byte"]
     names = {"pivot": "pivot", "sft": "plain fine-tuning (sft)", "merged": "merged model"}
     cards = [
@@ -158,7 +158,7 @@ def _best_by_column(rates: Mapping[str, Mapping[str, float]]) -> dict[str, float
 
 
 def _embed(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON escaped so that it cannot end its script element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

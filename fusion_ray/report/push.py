@@ -88,7 +88,7 @@ def send(parcel: Parcel, repository: str, *, private: bool) -> Parcel:
             allow_patterns=list(parcel.files),
             commit_message="Merged with fusion_ray",
         )
-    except Exception as error:  # The Hub's client and the network under it raise many kinds.
+    except Exception as error:  # The Hub's client and the network raise errors of many kinds.
         reason = f"{type(error).__name__}: {error}".replace(token, "***")
         raise FusionRayError(
             f"push: {repository} could not be written ({reason}). Check the name, that the token may write there, and "

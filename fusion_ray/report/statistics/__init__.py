@@ -5,7 +5,5 @@ rates.py          bits per byte by domain and overall
 bootstrap.py      intervals and p-values of differences, paired by document
 oracle.py         the best model of each document, and how much of its gain fusion recovers
 calibration.py    whether a model is right as often as it is sure
-judge_prompts.py  what a judge model is asked about answers
-judgments.py      ratings and verdicts in both orders, from the judge's words
 verdict.py        the result in plain words
 """

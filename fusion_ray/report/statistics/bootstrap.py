@@ -1,4 +1,4 @@
-"""How sure a difference between two models is: a bootstrap over documents, the same draws for all models."""
+"""Intervals of differences between models: a bootstrap over documents, with the same draws for all models."""
 
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ class Resamples(NamedTuple):
 def resample_rates(scores: Scores, draws: int, seed: int) -> Resamples:
     """Draw documents with replacement, domain by domain, and measure all models on every draw.
 
-    Documents, not tokens, are drawn: the tokens of one document are not independent. All models meet the same
-    documents in a draw (paired), so what makes a document hard cancels out of their differences.
+    Documents are drawn and not tokens, because the tokens of one document are not independent. All models get the same
+    documents in a draw (paired), so how hard a document is cancels out of their differences.
 
     Args:
         scores: The documents.
