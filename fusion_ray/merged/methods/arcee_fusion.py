@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor, as_rows
+from fusion_ray.merged.methods.blocks import Block, BlockedTensor, MergedTensor, as_rows
 from fusion_ray.merged.methods.select import find_cuts
 from fusion_ray.merged.methods.slerp import need_models
 
@@ -26,21 +26,26 @@ def _fuse(tensor: BlockedTensor) -> Iterator[np.ndarray]:
     size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
     if size == 0:
         return
-    ranks = [int(np.float32(q) * np.float32(size - 1)) + 1 for q in (0.25, 0.5, 0.75)]
-    (q1, median, q3) = (find_cuts(lambda: _importances(tensor), [rank], largest=False)[0].value for rank in ranks)
-    threshold = np.float32(median) + np.float32(1.5) * (np.float32(q3) - np.float32(q1))
-    for block, (importance_RC,) in zip(tensor.blocks(), _importances(tensor), strict=True):
-        base_RC, other_RC = block.values_MRC
-        yield np.where(importance_RC >= threshold, other_RC, base_RC)
-
-
-def _importances(tensor: BlockedTensor) -> Iterator[np.ndarray]:
-    """Importance of each element, float32 [1, R, C] for each block."""
+    q1, median, q3 = (_value_at(tensor, share, size) for share in (0.25, 0.5, 0.75))
+    threshold = median + np.float32(1.5) * (q3 - q1)
     for block in tensor.blocks():
-        base_RC, other_RC = block.values_MRC.astype(np.float64)
-        p_RC, q_RC = _softmax(other_RC) + _EPS, _softmax(base_RC) + _EPS
-        divergence_R = np.maximum((p_RC * np.log(p_RC / q_RC)).sum(axis=1), 0.0)
-        yield (np.abs(other_RC - base_RC) * divergence_R[:, None]).astype(np.float32)[None]
+        base_RC, other_RC = block.values_MRC
+        yield np.where(_importance(block)[0] >= threshold, other_RC, base_RC)
+
+
+def _value_at(tensor: BlockedTensor, share: float, size: int) -> np.float32:
+    """The importance that this share of the elements does not exceed."""
+    rank = int(np.float32(share) * np.float32(size - 1)) + 1
+    (cut,) = find_cuts(lambda: map(_importance, tensor.blocks()), [rank], largest=False)
+    return np.float32(cut.value)
+
+
+def _importance(block: Block) -> np.ndarray:
+    """Importance of each element, float32 [1, R, C]."""
+    base_RC, other_RC = block.values_MRC.astype(np.float64)
+    p_RC, q_RC = _softmax(other_RC) + _EPS, _softmax(base_RC) + _EPS
+    divergence_R = np.maximum((p_RC * np.log(p_RC / q_RC)).sum(axis=1), 0.0)
+    return (np.abs(other_RC - base_RC) * divergence_R[:, None]).astype(np.float32)[None]
 
 
 def _softmax(values_RC: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Which elements of each delta a method keeps: by magnitude, without outliers, at random, or at random by rank.
 
-Every function here gives a mask for each block of a tensor, bool [J, R, C] over the targets, in block order. Random
-draws depend on a key and the element's place alone, so they do not change with the way a tensor is cut.
+Random draws depend on a key and the element's place alone, so they do not change with the way a tensor is cut.
 """
 
 import hashlib
@@ -11,42 +10,42 @@ import numba
 import numpy as np
 
 from fusion_ray.errors import MergeError
-from fusion_ray.merged.methods.blocks import BlockedTensor, as_rows
+from fusion_ray.merged.methods.blocks import Block, BlockedTensor, as_rows
 from fusion_ray.merged.methods.select import Selection, find_cuts
 
-# Gives the masks of a tensor anew each time it is called.
-Masks = Callable[[], Iterator[np.ndarray]]
+# Says what is kept of a block, bool [J, R, C] over the targets. It must be asked for all blocks of a tensor, in order.
+Mask = Callable[[Block], np.ndarray]
+# Gives the mask for one pass over a tensor; each pass needs a new one.
+NewMask = Callable[[], Mask]
 
 
-def magnitudes(tensor: BlockedTensor) -> Iterator[np.ndarray]:
-    """Absolute deltas from model 0, float32 [J, R, C] for each block."""
-    for block in tensor.blocks():
-        yield np.abs(block.values_MRC[1:] - block.values_MRC[0])
-
-
-def keep_all(tensor: BlockedTensor) -> Masks:
+def keep_all() -> Mask:
     """Keep every element."""
-
-    def masks() -> Iterator[np.ndarray]:
-        for block in tensor.blocks():
-            yield np.ones(block.values_MRC[1:].shape, dtype=np.bool_)
-
-    return masks
+    return lambda block: np.ones(block.values_MRC[1:].shape, dtype=np.bool_)
 
 
-def keep_largest(tensor: BlockedTensor, densities_J: Sequence[float]) -> Masks:
+def magnitudes(block: Block) -> np.ndarray:
+    """Absolute deltas from model 0, float32 [J, R, C]."""
+    return np.abs(block.values_MRC[1:] - block.values_MRC[0])
+
+
+def _all_magnitudes(tensor: BlockedTensor) -> Iterator[np.ndarray]:
+    return (magnitudes(block) for block in tensor.blocks())
+
+
+def keep_largest(tensor: BlockedTensor, densities_J: Sequence[float]) -> NewMask:
     """Keep the share `density` of each delta that is largest in magnitude; at least one element unless it is 0."""
     size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
     counts_J = [_count(density, size) for density in densities_J]
     if all(count == size for count in counts_J):
-        return keep_all(tensor)
-    cuts = find_cuts(lambda: magnitudes(tensor), counts_J, largest=True)
+        return keep_all
+    cuts = find_cuts(lambda: _all_magnitudes(tensor), counts_J, largest=True)
 
-    def masks() -> Iterator[np.ndarray]:
+    def new_mask() -> Mask:
         selection = Selection(cuts, largest=True)
-        return (selection.take(scores_JRC) for scores_JRC in magnitudes(tensor))
+        return lambda block: selection.take(magnitudes(block))
 
-    return masks
+    return new_mask
 
 
 def _count(density: float, size: int) -> int:
@@ -55,7 +54,7 @@ def _count(density: float, size: int) -> int:
     return 0 if density <= 0 else min(size, max(1, int(density * size)))
 
 
-def keep_without_outliers(tensor: BlockedTensor, densities_J: Sequence[float], gammas_J: Sequence[float]) -> Masks:
+def keep_without_outliers(tensor: BlockedTensor, densities_J: Sequence[float], gammas_J: Sequence[float]) -> NewMask:
     """Drop the share `gamma` that is largest, then the smallest, so that the share `density` is left.
 
     Fewer outliers are dropped where dropping them all would leave less than `density`.
@@ -65,33 +64,36 @@ def keep_without_outliers(tensor: BlockedTensor, densities_J: Sequence[float], g
     small_J = [max(0, size - kept - int(gamma * size)) for kept, gamma in zip(kept_J, gammas_J, strict=True)]
     small_J = [0 if kept == size else small for kept, small in zip(kept_J, small_J, strict=True)]
     ends_J = [small + kept for small, kept in zip(small_J, kept_J, strict=True)]
-    start_cuts = find_cuts(lambda: magnitudes(tensor), small_J, largest=False)
-    end_cuts = find_cuts(lambda: magnitudes(tensor), ends_J, largest=False)
+    start_cuts = find_cuts(lambda: _all_magnitudes(tensor), small_J, largest=False)
+    end_cuts = find_cuts(lambda: _all_magnitudes(tensor), ends_J, largest=False)
 
-    def masks() -> Iterator[np.ndarray]:
-        smallest, smaller = Selection(start_cuts, largest=False), Selection(end_cuts, largest=False)
-        for scores_JRC in magnitudes(tensor):
-            yield smaller.take(scores_JRC) & ~smallest.take(scores_JRC)
+    def new_mask() -> Mask:
+        dropped, dropped_and_kept = Selection(start_cuts, largest=False), Selection(end_cuts, largest=False)
 
-    return masks
+        def mask(block: Block) -> np.ndarray:
+            scores_JRC = magnitudes(block)
+            return dropped_and_kept.take(scores_JRC) & ~dropped.take(scores_JRC)
+
+        return mask
+
+    return new_mask
 
 
-def keep_at_random(tensor: BlockedTensor, densities_J: Sequence[float], keys_J: Sequence[int]) -> Masks:
+def keep_at_random(tensor: BlockedTensor, densities_J: Sequence[float], keys_J: Sequence[int]) -> NewMask:
     """Keep each element with the probability `density` (DARE)."""
     columns = as_rows(tensor.shape).columns
 
-    def masks() -> Iterator[np.ndarray]:
-        for block in tensor.blocks():
-            shape = block.values_MRC.shape[1:]
-            draws = (uniform(key, block.start * columns, shape[0] * shape[1]) for key in keys_J)
-            yield np.stack([draw.reshape(shape) < p for draw, p in zip(draws, densities_J, strict=True)])
+    def mask(block: Block) -> np.ndarray:
+        shape = block.values_MRC.shape[1:]
+        draws = (uniform(key, block.start * columns, shape[0] * shape[1]) for key in keys_J)
+        return np.stack([draw.reshape(shape) < p for draw, p in zip(draws, densities_J, strict=True)])
 
-    return masks
+    return lambda: mask
 
 
 def keep_by_rank(
     tensor: BlockedTensor, densities_J: Sequence[float], epsilons_J: Sequence[float], keys_J: Sequence[int]
-) -> Masks:
+) -> NewMask:
     """Keep each element with a probability that grows with its rank in the row (DELLA's MAGPRUNE).
 
     The smallest of a row has density - epsilon, the largest density + epsilon, the others lie evenly between.
@@ -107,16 +109,16 @@ def keep_by_rank(
             )
     columns = as_rows(tensor.shape).columns
 
-    def masks() -> Iterator[np.ndarray]:
-        for block, scores_JRC in zip(tensor.blocks(), magnitudes(tensor), strict=True):
-            keep_JRC = np.empty(scores_JRC.shape, dtype=np.bool_)
-            for j, (density, epsilon, key) in enumerate(zip(densities_J, epsilons_J, keys_J, strict=True)):
-                draws_RC = uniform(key, block.start * columns, scores_JRC[j].size).reshape(scores_JRC[j].shape)
-                spread = epsilon if 0 < density < 1 else 0.0
-                keep_JRC[j] = draws_RC < density - spread + 2 * spread * _rank_in_row(scores_JRC[j])
-            yield keep_JRC
+    def mask(block: Block) -> np.ndarray:
+        scores_JRC = magnitudes(block)
+        keep_JRC = np.empty(scores_JRC.shape, dtype=np.bool_)
+        for j, (density, epsilon, key) in enumerate(zip(densities_J, epsilons_J, keys_J, strict=True)):
+            draws_RC = uniform(key, block.start * columns, scores_JRC[j].size).reshape(scores_JRC[j].shape)
+            spread = epsilon if 0 < density < 1 else 0.0
+            keep_JRC[j] = draws_RC < density - spread + 2 * spread * _rank_in_row(scores_JRC[j])
+        return keep_JRC
 
-    return masks
+    return lambda: mask
 
 
 def _rank_in_row(scores_RC: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
-from fusion_ray.merged.methods.sparsify import Masks, keep_all
+from fusion_ray.merged.methods.sparsify import Mask, NewMask, keep_all, magnitudes
 
 _TOO_SMALL = 1e-7  # A norm below this is not rescaled to, and a divisor below a tenth of it is taken as 1; mergekit's.
 
@@ -36,38 +36,39 @@ class Mixing:
 
 def merge_task_arithmetic(tensor: BlockedTensor, mixing: Mixing) -> MergedTensor:
     """Add the weighted deltas to the pivot."""
-    return merge_deltas(tensor, mixing, keep_all(tensor), elect=False)
+    return merge_deltas(tensor, mixing, keep_all, elect=False)
 
 
-def merge_deltas(tensor: BlockedTensor, mixing: Mixing, masks: Masks, *, elect: bool) -> MergedTensor:
+def merge_deltas(tensor: BlockedTensor, mixing: Mixing, new_mask: NewMask, *, elect: bool) -> MergedTensor:
     """Add the weighted, masked deltas to the pivot.
 
     Args:
         tensor: Model 0 is the pivot.
         mixing: See Mixing.
-        masks: What is kept of each delta.
+        new_mask: What is kept of each delta.
         elect: Keep only what has the sign of the weighted sum; a sum of 0 counts as positive.
     """
     weights_J = np.asarray(mixing.weights_J, dtype=np.float64)
     total = weights_J.sum() if abs(weights_J.sum()) >= _TOO_SMALL / 10 else 1.0
 
     def blocks() -> Iterator[np.ndarray]:
-        scales_J = _measure_scales(tensor, masks) if mixing.rescale else np.ones(len(weights_J))
-        for block, keep_JRC in zip(tensor.blocks(), masks(), strict=True):
-            factor = mixing.lambda_ if elect or not mixing.normalize else mixing.lambda_ / total
-            yield _merge(block.values_MRC, keep_JRC, weights_J, scales_J, mixing.normalize, factor, elect)
+        scales_J = _measure_scales(tensor, new_mask()) if mixing.rescale else np.ones(len(weights_J))
+        factor = mixing.lambda_ if elect or not mixing.normalize else mixing.lambda_ / total
+        mask = new_mask()
+        for block in tensor.blocks():
+            yield _merge(block.values_MRC, mask(block), weights_J, scales_J, mixing.normalize, factor, elect)
 
     return MergedTensor(tuple(float(weight) for weight in weights_J), blocks())
 
 
-def _measure_scales(tensor: BlockedTensor, masks: Masks) -> np.ndarray:
-    """Sum of magnitudes of each delta, by what its mask leaves of it; float64 [J]."""
+def _measure_scales(tensor: BlockedTensor, mask: Mask) -> np.ndarray:
+    """Sum of magnitudes of each delta, divided by the sum of those that the mask keeps; float64 [J]."""
     before: list[np.ndarray] = []
     after: list[np.ndarray] = []
-    for block, keep_JRC in zip(tensor.blocks(), masks(), strict=True):
-        sizes_JRC = np.abs(block.values_MRC[1:] - block.values_MRC[0])
+    for block in tensor.blocks():
+        sizes_JRC = magnitudes(block)
         before.append(sizes_JRC.sum(axis=2, dtype=np.float64))
-        after.append((sizes_JRC * keep_JRC).sum(axis=2, dtype=np.float64))
+        after.append((sizes_JRC * mask(block)).sum(axis=2, dtype=np.float64))
     scales_J = np.ones(tensor.n_models - 1)
     for j in range(len(scales_J)):
         total, kept = (math.fsum(value for part in parts for value in part[j]) for parts in (before, after))
