@@ -1,4 +1,4 @@
-"""`fusion-ray merge --add TARGET`: put one more target into a finished VaRM merge; only the new one is measured."""
+"""`fusion-ray merge --add TARGET`: add one more target to a finished VaRM merge; only the new one is measured."""
 
 import json
 
@@ -16,7 +16,7 @@ from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 def add_target(
     merged: str, name: str, target: str, out: str, *, file_bytes: int = 5 << 30, threads: int = 1, tell: Tell = silent
 ) -> list[FileRecord]:
-    """Merge again with one more target, with the method and types of the first merge.
+    """Merge again with one more target, by the method and in the types of the first merge.
 
     Args:
         merged: Folder of the finished merge.

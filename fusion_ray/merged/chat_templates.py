@@ -1,4 +1,4 @@
-"""Chat templates of a merged model: the one a config names, or the one most of the models use."""
+"""The chat template of a merged model: the one its config asks for, or the one that most of the models have."""
 
 import json
 from collections import Counter

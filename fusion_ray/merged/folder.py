@@ -27,9 +27,9 @@ class Card:
     Attributes:
         name: Title of the model.
         method: Name of the merge method.
-        base_models: Folders or Hub ids of every model that went in, the pivot first.
+        base_models: Folders or Hub ids of all models that went in, the pivot first.
         config: The merge configuration, plain data.
-        scores: Rows of (model, score text), where there are scores yet.
+        scores: The score of each model as text, if there are any yet.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Card:
 def finish_folder(
     folder: str, donor: str, card: Card, records: Sequence[FileRecord], changes: Mapping[str, Any] | None = None
 ) -> None:
-    """Put everything but the weights and the tokenizer into a merged folder; call this last.
+    """Add to a merged folder all but the weights and the tokenizer; call this last.
 
     Args:
         folder: The merged folder; its weights are there already.
         donor: Model folder whose config and generation config it takes.
         card: The model card.
-        records: What writing the weights gave.
-        changes: Keys of config.json that differ from the donor's.
+        records: One for each file of weights.
+        changes: Keys of config.json whose values differ from the donor's.
     """
     if not exists(join(donor, "config.json")):
         raise MissingArtifactError(f"{donor}: no config.json. Expected a Hugging Face model folder.")
@@ -78,7 +78,7 @@ def write_json(uri: str, data: Mapping[str, Any]) -> None:
 
 
 def config_dtype(stored: str) -> dict[str, str]:
-    """The config keys that say in which type the weights are; old readers look for `torch_dtype`.
+    """The config keys that say in which type the weights are stored; old readers look for `torch_dtype`.
 
     >>> config_dtype("BF16")
     {'dtype': 'bfloat16', 'torch_dtype': 'bfloat16'}

@@ -1,9 +1,9 @@
-"""One vocabulary for models that have different ones: whose tokenizer the output has, and every model's embeddings
-laid out in its order.
+"""One vocabulary for models that have different ones: a tokenizer for the output, and embeddings in its order.
 
-As mergekit does it: a token that a model lacks takes the embedding of the base, else of the one model that has it,
-else the mean of those that do, else zeros; rows beyond the vocabulary (`pad_to_multiple_of`) take the mean row. The
-laid-out embeddings are written, in float32, to a working file of each model, which the merge then reads like any other.
+Every model gets an embedding for every token, as in mergekit. A token that the model lacks has the base's embedding. If
+the base lacks it too, it has the mean of the embeddings in the models that know it; if none does, zeros. Rows beyond
+the vocabulary (`pad_to_multiple_of`) hold the mean of all others. Each model's new embeddings are written, in float32,
+to a working file, which the merge then reads like any other.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class JointVocabulary:
     """The vocabulary of the output.
 
     Attributes:
         tokenizer: A Transformers tokenizer.
         size: Rows of the output's embeddings.
-        tensors: Embeddings over it, by model and name.
+        tensors: By model and name, the embeddings in the order of its ids.
     """
 
     tokenizer: Any
@@ -57,13 +57,13 @@ class Vocabulary:
         self.tokenizer.save_pretrained(str(local_path(folder)))
 
 
-def build_vocabulary(config: MergekitConfig, checkpoints: Mapping[str, Checkpoint], work: str) -> Vocabulary:
-    """Choose the output's tokenizer and lay out every model's embeddings for it.
+def build_vocabulary(config: MergekitConfig, checkpoints: Mapping[str, Checkpoint], work: str) -> JointVocabulary:
+    """Choose the output's tokenizer, and write every model's embeddings in the order of its ids.
 
     Args:
         config: The merge config.
         checkpoints: Its models, the base (or the first) first.
-        work: Folder for the laid-out embeddings.
+        work: Folder for these embeddings.
 
     Raises:
         RecipeError: A tokenizer cannot be read, or a token's source is not there.
@@ -75,10 +75,10 @@ def build_vocabulary(config: MergekitConfig, checkpoints: Mapping[str, Checkpoin
     size = max(len(vocabulary), max(vocabulary.values(), default=0) + 1)
     if settings.pad_to_multiple_of:
         size = -(-size // settings.pad_to_multiple_of) * settings.pad_to_multiple_of
-    places = {name: _places(vocabulary, tokenizers[name], checkpoint) for name, checkpoint in checkpoints.items()}
-    fallbacks, forced = _fallbacks(settings, vocabulary, places, tokenizers, config.base_model)
-    layout = _Layout(size, len(vocabulary), places, fallbacks, forced)
-    return Vocabulary(tokenizer, size, {name: layout.write(name, checkpoints, work) for name in checkpoints})
+    own_rows = {name: _own_rows(vocabulary, tokenizers[name], checkpoint) for name, checkpoint in checkpoints.items()}
+    fallbacks, forced = _fallbacks(settings, vocabulary, own_rows, tokenizers, config.base_model)
+    layout = _Layout(size, len(vocabulary), own_rows, fallbacks, forced)
+    return JointVocabulary(tokenizer, size, {name: layout.write(name, checkpoints, work) for name in checkpoints})
 
 
 def _load(folder: str) -> Any:
@@ -116,8 +116,8 @@ def _union(tokenizers: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint])
         rows = _rows(checkpoints[name])
         new = [
             added.get(token, token)
-            for token, place in sorted(tokenizers[name].get_vocab().items(), key=lambda item: item[1])
-            if token not in known and place < rows
+            for token, number in sorted(tokenizers[name].get_vocab().items(), key=lambda item: item[1])
+            if token not in known and number < rows
         ]
         union.add_tokens(new)
         known |= set(map(str, new))
@@ -125,42 +125,42 @@ def _union(tokenizers: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint])
 
 
 def _rows(checkpoint: Checkpoint) -> int:
-    """Rows of the input embedding: more ids than that cannot be embedded."""
+    """Number of rows of the embeddings; a token with a higher id has no embedding."""
     sizes = [checkpoint.tensors[name].shape[0] for name in merged_names(checkpoint) if name.endswith(_EMBEDDINGS)]
     return min(sizes, default=0)
 
 
-def _places(vocabulary: Mapping[str, int], tokenizer: Any, checkpoint: Checkpoint) -> dict[int, int]:
-    """Row in a model's embedding by id of the output, for the tokens that the model has."""
+def _own_rows(vocabulary: Mapping[str, int], tokenizer: Any, checkpoint: Checkpoint) -> dict[int, int]:
+    """By id in the output, the row in a model's embedding, for the tokens that the model has."""
     rows = _rows(checkpoint)
     own = tokenizer.get_vocab()
-    return {place: own[token] for token, place in vocabulary.items() if own.get(token, rows) < rows}
+    return {number: own[token] for token, number in vocabulary.items() if own.get(token, rows) < rows}
 
 
 def _fallbacks(
     settings: Tokenizer,
     vocabulary: Mapping[str, int],
-    places: Mapping[str, Mapping[int, int]],
+    own_rows: Mapping[str, Mapping[int, int]],
     tokenizers: Mapping[str, Any],
     base: str | None,
 ) -> tuple[dict[int, list[Row]], set[int]]:
-    """Where the embedding of a token comes from in models that lack it, by id; and ids that all models take so."""
+    """By id, the rows whose mean a model that lacks the token takes; and the ids for which every model takes it."""
     found: dict[int, list[Row]] = {}
     forced = set()
-    for token, place in vocabulary.items():
-        holders = [Row(name, rows[place]) for name, rows in places.items() if place in rows]
+    for token, number in vocabulary.items():
+        holders = [Row(name, rows[number]) for name, rows in own_rows.items() if number in rows]
         if token in settings.tokens:
-            found[place] = _configured(token, settings.tokens[token], holders, tokenizers)
+            found[number] = _configured(token, settings.tokens[token], holders, tokenizers)
             if settings.tokens[token].get("force"):
-                forced.add(place)
-        elif len(holders) < len(places):
+                forced.add(number)
+        elif len(holders) < len(own_rows):
             of_base = [holder for holder in holders if holder.model == base]
-            found[place] = of_base if of_base and len(holders) > 1 else holders
+            found[number] = of_base if of_base and len(holders) > 1 else holders
     return found, forced
 
 
 def _configured(token: str, setting: Any, holders: list[Row], tokenizers: Mapping[str, Any]) -> list[Row]:
-    """The rows that a token's own setting names: none for zeros, else one."""
+    """The rows that the config names for a token: none for zeros, one of a model, or those of all that have it."""
     if not isinstance(setting, dict) or not setting.keys() <= {"source", "force"}:
         raise RecipeError(f"tokenizer.tokens.{token}: expected {{source: ..., force: ...}}, got {setting!r}.")
     source = setting.get("source")
@@ -182,16 +182,24 @@ def _configured(token: str, setting: Any, holders: list[Row], tokenizers: Mappin
 
 
 class _Layout(NamedTuple):
-    """Which rows make the embeddings of the output's vocabulary."""
+    """Which rows make the embeddings of the output's vocabulary.
+
+    Attributes:
+        size: Rows of the output's embeddings.
+        used: Rows that belong to a token; those after them are padding.
+        own_rows: By model and id in the output, the row in the model's embedding.
+        fallbacks: By id, the rows whose mean a model that lacks the token takes.
+        forced: Ids for which every model takes that mean.
+    """
 
     size: int
     used: int
-    places: Mapping[str, Mapping[int, int]]
+    own_rows: Mapping[str, Mapping[int, int]]
     fallbacks: Mapping[int, Sequence[Row]]
     forced: set[int]
 
     def write(self, model: str, checkpoints: Mapping[str, Checkpoint], work: str) -> dict[str, StoredTensor]:
-        """Write a model's embeddings in the output's order, unless that was done before, and open them."""
+        """Write a model's embeddings in the order of the output's ids, unless that was done before, and open them."""
         names = [name for name in merged_names(checkpoints[model]) if name.endswith(_EMBEDDINGS)]
         if not names:
             return {}
@@ -208,7 +216,7 @@ class _Layout(NamedTuple):
 
     def _digest(self, model: str, checkpoints: Mapping[str, Checkpoint]) -> str:
         uris = sorted({tensor.uri for checkpoint in checkpoints.values() for tensor in checkpoint.tensors.values()})
-        described = [model, self.size, self.used, {name: sorted(rows.items()) for name, rows in self.places.items()}]
+        described = [model, self.size, self.used, {name: sorted(rows.items()) for name, rows in self.own_rows.items()}]
         text = json.dumps(
             [described, sorted(self.fallbacks.items()), sorted(self.forced), [describe_file(u) for u in uris]]
         )
@@ -217,17 +225,18 @@ class _Layout(NamedTuple):
     def _blocks(
         self, model: str, tensors: Mapping[str, StoredTensor | None], reader: TensorReader
     ) -> Iterator[np.ndarray]:
-        """The rows of one model's embedding in order, in blocks."""
+        """The rows of one model's new embedding, block by block."""
         own = np.full(self.size, -1, dtype=np.int64)
-        own[list(self.places[model])] = list(self.places[model].values())
+        own[list(self.own_rows[model])] = list(self.own_rows[model].values())
         own[list(self.forced)] = -1
         total: np.ndarray | float = 0.0
         for start in range(0, self.size, _BLOCK_ROWS):
             stop = min(self.size, start + _BLOCK_ROWS)
             rows_RC = _read_rows(reader, _there(tensors, model), own[start:stop])
-            for place in range(start, min(stop, self.used)):
-                if own[place] < 0:
-                    rows_RC[place - start] = _mean_row(reader, tensors, self.fallbacks.get(place, []), rows_RC.shape[1])
+            for number in range(start, min(stop, self.used)):
+                if own[number] < 0:
+                    holders = self.fallbacks.get(number, [])
+                    rows_RC[number - start] = _mean_row(reader, tensors, holders, rows_RC.shape[1])
             total = total + rows_RC[: max(0, self.used - start)].sum(axis=0, dtype=np.float64)
             if stop > self.used:
                 rows_RC[max(0, self.used - start) :] = total / self.used
@@ -249,7 +258,7 @@ def _mean_row(
 
 
 def _read_rows(reader: TensorReader, tensor: StoredTensor, rows_R: np.ndarray) -> np.ndarray:
-    """Rows of a tensor in any order, float32 [R, C]; zeros where the row is -1. Neighbours are read together."""
+    """Rows of a tensor in any order, float32 [R, C]; zeros where a row is -1. Neighbours are read at once."""
     columns = tensor.shape[1]
     found_RC = np.zeros((len(rows_R), columns), dtype=np.float32)
     breaks = np.flatnonzero(np.diff(rows_R) != 1) + 1

@@ -1,4 +1,4 @@
-"""Work through tensors with several threads: the loops over elements let go of Python's lock while they run."""
+"""Work on several tensors at once, by threads: the compiled loops let go of Python's lock while they run."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ Found = TypeVar("Found")
 def over_tensors(
     jobs: Sequence[TensorJob], work: Callable[[int, TensorReader], Found], threads: int = 1
 ) -> list[Found]:
-    """Call `work` with the number of each job and a reader that no other thread uses; results in the jobs' order.
+    """Call `work` with the number of each job and a reader that no other thread uses; results are in the jobs' order.
 
-    With several threads the largest tensors come first, so that none is left for the end.
+    Several threads begin with the largest tensors, so that no large one is left for the end.
     """
     order = list(range(len(jobs)))
     if threads == 1:
