@@ -1,7 +1,7 @@
 """Carry out a plan: read the slices a tensor needs, merge them block by block, write the output files one by one.
 
-Every function here runs in one process; `merged/stage.py` runs the same functions as Ray tasks. The bytes of a file
-depend on the plan alone, so it does not matter who writes it, how many write at once, or how often it is retried.
+`merge_to_folder` does it in one process; `merged/stage.py` calls the functions below it from Ray tasks. The bytes of a
+file depend on the plan alone, so it does not matter who writes it, how many write at once, or how often it is retried.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods.blocks import MergedTensor
-from fusion_ray.merged.methods.registry import merge_tensor
+from fusion_ray.merged.methods.registry import Context, merge_tensor
 from fusion_ray.merged.plan import MergePlan, OutputFile, TensorJob
 from fusion_ray.merged.reading import StoredModels
 from fusion_ray.merged.threads import over_tensors
@@ -35,15 +35,15 @@ WORK = "_merge"  # Folder of the records of finished files; removed when the mer
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What writing one output file gave.
+    """What is known of an output file once it is written.
 
     Attributes:
         file: Its name.
         plan: Fingerprint of the plan it belongs to.
         nbytes: Its size on disk.
-        tensors: Name and bytes of each tensor in it.
-        weights: Weight of each model by tensor; None where the method has no single number.
-        squares: VaRM's statistics by tensor and target, where they were found while writing.
+        tensors: Bytes of each tensor in it, by name.
+        weights: By tensor, the weight of each model; None where the method has no single number for each.
+        squares: By tensor and target, VaRM's sum of squares, where it was found while writing.
     """
 
     file: str
@@ -89,7 +89,7 @@ def write_file(plan: MergePlan, file: OutputFile, folder: str, threads: int = 1)
     weights: dict[str, dict[str, float] | None] = {}
     squares: dict[str, dict[str, float]] = {}
     for job, merged in zip(file.jobs, made, strict=True):
-        names = [plan.models[model] for model in job.models]
+        names = [plan.models[number] for number in job.models]
         weights[job.name] = _by_name(names, merged.weights) if merged and merged.weights else None
         if merged and merged.squares:
             squares[job.name] = _by_name(names, merged.squares)
@@ -100,7 +100,7 @@ def write_file(plan: MergePlan, file: OutputFile, folder: str, threads: int = 1)
 
 
 def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Values of the last models, or of all, by their names."""
+    """Values by the names of the models they are of: all models, or without the first ones."""
     return dict(zip(names[-len(values) :], values, strict=True))
 
 
@@ -109,15 +109,16 @@ def _write_tensor(plan: MergePlan, job: TensorJob, reader: TensorReader, part: P
         part.write_raw(_agreed(job, reader))
         return None
     tensor = StoredModels(job.name, job.inputs, reader, plan.block_bytes)
-    names = [plan.models[model] for model in job.models]
-    merged = merge_tensor(job.method, tensor, job.parameters, seed=plan.seed, names=names)
+    models = [plan.models[number] for number in job.models]
+    context = Context(models, job.has_base, plan.seed, job.weights)
+    merged = merge_tensor(job.method, tensor, job.parameters, context)
     for block in merged.blocks:
         part.write(block.reshape(-1))
     return replace(merged, blocks=iter(()))  # So that nothing of the tensor stays in memory.
 
 
 def _agreed(job: TensorJob, reader: TensorReader) -> np.ndarray:
-    """A tensor that is not of a floating type, which all models must have alike."""
+    """A tensor of integers or the like, which must be equal in all models."""
     first, *others = (reader.read_raw(tensor) for tensor in job.inputs)
     for tensor, other in zip(job.inputs[1:], others, strict=True):
         if not np.array_equal(first, other):
@@ -151,7 +152,7 @@ def _size(uri: str) -> int:
 
 
 def finish_weights(records: list[FileRecord], folder: str) -> None:
-    """Write the index that makes several files one checkpoint, and remove the records of the work."""
+    """Write the index that makes several files one checkpoint, and remove what only the work needed."""
     if len(records) > 1:
         places = {name: record.file for record in records for name in record.tensors}
         write_index(folder, places, sum(sum(record.tensors.values()) for record in records))

@@ -1,4 +1,4 @@
-"""`fusion-ray merge CONFIG OUT`: carry out a mergekit YAML file as it is, without Ray and without a recipe."""
+"""`fusion-ray merge CONFIG OUT`: carry out mergekit's YAML as it is, without Ray and without a recipe."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ def merge_from_yaml(
 
 
 def _in_order(documents: Sequence[MergekitConfig]) -> list[MergekitConfig]:
-    """The documents so that each comes after those it names; one without a name comes last."""
+    """The documents in an order in which each comes after those it names; the one without a name comes last."""
     names = [document.name for document in documents]
     if names.count(None) > 1:
         raise RecipeError("merge config: only one document may go without a 'name'. Name the others.")
@@ -90,7 +90,7 @@ def _merge_document(
     vocabulary = None
     if config.tokenizer or config.tokenizer_source:
         vocabulary = build_vocabulary(config, checkpoints, join(out, WORK))
-    draft = plan_config(config, checkpoints, reshape=vocabulary.tensors if vocabulary else {}, **bounds)
+    draft = plan_config(config, checkpoints, embeddings=vocabulary.tensors if vocabulary else {}, **bounds)
     records = merge_to_folder(draft.plan, out, tell, threads=threads)
     card = Card(
         name=config.name or Path(out).name,

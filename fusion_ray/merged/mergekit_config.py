@@ -19,11 +19,6 @@ from fusion_ray.recipe.merge_methods import METHODS
 Setting = Any
 Settings = Mapping[str, Setting]
 
-NEED_BASE = frozenset(
-    {"varm", "rescaled_sum", "sce", "task_arithmetic", "ties", "dare_ties", "dare_linear", "della", "della_linear",
-     "breadcrumbs", "breadcrumbs_ties", "slerp", "model_stock", "ram", "ramplus_tl", "nearswap", "arcee_fusion"}
-)  # fmt: skip
-CAN_HAVE_BASE = frozenset({"nuslerp", "multislerp"})
 _NO_EFFECT = frozenset({"int8_mask"})  # mergekit trades precision of its masks for memory; ours take a byte anyway.
 _UNSUPPORTED = {
     "modules": "merges of several modules (vision towers and the like)",
@@ -126,7 +121,7 @@ class MergekitConfig(Section):
             raise ValueError("give either 'models' or 'slices'")
         if self.tokenizer and self.tokenizer_source:
             raise ValueError("give either 'tokenizer' or 'tokenizer_source'")
-        if self.merge_method in NEED_BASE and not self._has_base():
+        if needs_base(self.merge_method) and not self._has_base():
             raise ValueError(f"'{self.merge_method}' needs a base_model")
         for settings, allowed in self._settings():
             _check_names(self.merge_method, settings, allowed)
@@ -136,7 +131,7 @@ class MergekitConfig(Section):
         return bool(self.base_model or (self.slices and all(part.base_model for part in self.slices)))
 
     def _settings(self) -> Iterable[tuple[Settings, frozenset[str]]]:
-        """Every group of parameters with the names that may stand in it."""
+        """Every group of parameters in the document, with the names that are allowed in it."""
         anywhere, per_model = parameter_names(self.merge_method)
         yield self.parameters, anywhere
         for part in self.slices or ():
@@ -155,12 +150,25 @@ class MergekitConfig(Section):
         return list(dict.fromkeys(names))
 
 
+def needs_base(method: str) -> bool:
+    """Whether mergekit demands a `base_model` for a method."""
+    return METHODS[method].base in ("required", "a target")
+
+
 def parameter_names(method: str) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of a method's parameters: all of them, and those that have a value for each model."""
-    known = METHODS[method]
-    anywhere = {key.rstrip("_") for key in known.model_fields if key != "kind"} | _NO_EFFECT
-    per_model = known.per_target | ({"scale"} if method == "passthrough" else set())
-    return frozenset(anywhere), frozenset(per_model)
+    """Names of a method's parameters as mergekit spells them: all of them, and those with a value for each model."""
+    section = METHODS[method]
+    anywhere = {spelt(field) for field in section.model_fields if field != "kind"} | _NO_EFFECT
+    return frozenset(anywhere), frozenset(map(spelt, section.per_target()))
+
+
+def spelt(field: str) -> str:
+    """A parameter as mergekit spells it; where that is a word of Python's, our field has an underscore behind it.
+
+    >>> spelt("lambda_")
+    'lambda'
+    """
+    return field.rstrip("_")
 
 
 def _check_names(method: str, settings: Settings, allowed: frozenset[str]) -> None:
@@ -191,7 +199,7 @@ def read_config(path: str | Path) -> list[MergekitConfig]:
 
 
 def parse_config(data: Any, where: str = "merge config") -> MergekitConfig:
-    """Check one document; see `read_config`."""
+    """Check one document, given as plain data; see `read_config`."""
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: expected a mapping with merge_method, got {type(data).__name__}.")
     _refuse_unsupported(data, where)
@@ -208,7 +216,7 @@ def explain(item: Any) -> str:
 
 
 def _refuse_unsupported(data: Any, where: str) -> None:
-    """Name what mergekit knows and we do not, before it is taken for a misspelt key."""
+    """Say of a key that mergekit knows and we do not that it is not supported, rather than misspelt."""
     if isinstance(data, list):
         for item in data:
             _refuse_unsupported(item, where)

@@ -4,17 +4,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from fusion_ray.errors import MergeError
-from fusion_ray.merged.mergekit_config import Setting, Settings, explain, parameter_names
+from fusion_ray.merged.mergekit_config import Setting, Settings, explain, spelt
 from fusion_ray.recipe import Section
-from fusion_ray.recipe.merge_methods import METHODS
-
-_REQUIRED = frozenset({"weight", "t"})
+from fusion_ray.recipe.merge_methods import METHODS, REQUIRED_BY_MERGEKIT
 
 
 class Scope(Section):
-    """Where the parameters of one tensor are looked up, nearest first."""
+    """Where the parameters of one tensor are looked up.
+
+    Attributes:
+        method: Name of the merge method.
+        shared: The parameters of the slice, then those of the document.
+        by_model: The own parameters of each model that takes part, without a base.
+        t: Place of the tensor's layer among those of its slice, 0 for the first and 1 for the last; for gradients.
+    """
 
     method: str
     shared: tuple[dict[str, Setting], ...]
@@ -25,45 +31,46 @@ class Scope(Section):
 def resolve_parameters(scope: Scope, name: str, input_names: Sequence[str]) -> dict[str, Any]:
     """The parameters of one tensor as plain data, those for each model as tuples.
 
+    A model's own parameters come before shared ones.
+
     Args:
-        scope: See Scope; `by_model` has the own parameters of each model that takes part, without a base.
-        name: The tensor in the output, which filters of shared parameters match.
-        input_names: Its name in each of those models, which filters of their parameters match.
+        scope: Where to look.
+        name: The tensor's name in the output, which the filters of shared parameters match.
+        input_names: Its name in each model of `scope.by_model`, which the filters of the model's parameters match.
 
     Raises:
         MergeError: A parameter that has no default is missing, or a value does not fit.
     """
-    known = METHODS[scope.method]
-    _, per_model = parameter_names(scope.method)
+    section = METHODS[scope.method]
     values: dict[str, Any] = {}
-    for field in known.model_fields.keys() - {"kind"}:
-        key = field.rstrip("_")
-        if key not in per_model:
-            found = _first(key, scope.shared, name, scope.t)
-        elif key in known.per_target:
-            found = tuple(
+    for field, info in section.model_fields.items():
+        if field == "kind":
+            continue
+        key = spelt(field)
+        if field in section.per_target():
+            found = [
                 _first(key, (own, *scope.shared), input_name, scope.t)
                 for own, input_name in zip(scope.by_model, input_names, strict=True)
-            )
-            found = _fill_defaults(found, known.model_fields[field].default, key, name)
+            ]
+            if _is_required(info) and None in found:
+                raise MergeError(
+                    f"merge: tensor {name}: model {found.index(None) + 1} has no '{key}'. Give it there or under "
+                    "'parameters'."
+                )
+            values[field] = tuple(info.default if value is None else value for value in found)
         else:
-            found = _first(key, (scope.by_model[0], *scope.shared), input_names[0], scope.t)
-        if found is None and key in _REQUIRED:
-            raise MergeError(f"{scope.method}: tensor {name}: no value for '{key}'. Give it under 'parameters'.")
-        if found is not None:
-            values[field] = found
+            value = _first(key, scope.shared, name, scope.t)
+            if _is_required(info) and value is None:
+                raise MergeError(f"{scope.method}: tensor {name}: no value for '{key}'. Give it under 'parameters'.")
+            values |= {} if value is None else {field: value}
     try:
-        return known(**values).parameters(input_names)
+        return section(**values).parameters(input_names)
     except ValidationError as error:
         raise MergeError(f"{scope.method}: tensor {name}: {explain(error.errors()[0])}.") from None
 
 
-def _fill_defaults(found: tuple[Any, ...], default: Any, key: str, name: str) -> tuple[Any, ...]:
-    if key in _REQUIRED and None in found:
-        raise MergeError(
-            f"merge: tensor {name}: model {found.index(None) + 1} has no '{key}'. Give it there or under 'parameters'."
-        )
-    return tuple(default if value is None else value for value in found)
+def _is_required(field: FieldInfo) -> bool:
+    return field.is_required() or REQUIRED_BY_MERGEKIT in field.metadata
 
 
 def _first(key: str, settings: Iterable[Settings], name: str, t: float) -> Any:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from fusion_ray.errors import MergeError
-from fusion_ray.merged.mergekit_config import CAN_HAVE_BASE, NEED_BASE, MergekitConfig, Slice, SliceInput
+from fusion_ray.merged.mergekit_config import MergekitConfig, Slice, SliceInput, needs_base
 from fusion_ray.merged.mergekit_parameters import Scope, resolve_parameters
 from fusion_ray.merged.plan import (
     DTYPES,
@@ -19,6 +19,7 @@ from fusion_ray.merged.plan import (
     divide,
     merged_names,
 )
+from fusion_ray.recipe.merge_methods import METHODS
 from fusion_ray.storage.checkpoints import FLOATS, Checkpoint, StoredTensor
 
 _LAYER = re.compile(r"^((?:.*?\.)?(?:layers|h|blocks|block|layer)\.)(\d+)(\..*)$")
@@ -28,14 +29,14 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint of a merge with its tensors sorted into layers."""
+    """A model that takes part, with its tensors sorted into layers."""
 
     name: str
     checkpoint: Checkpoint
 
     @cached_property
     def layers(self) -> dict[int, dict[str, str]]:
-        """Tensor names by layer and by what is the same in every layer: prefix and suffix."""
+        """By layer, the names of its tensors; their keys have a gap for the layer's number, so layers share them."""
         found: dict[int, dict[str, str]] = {}
         for name in merged_names(self.checkpoint):
             if match := _LAYER.match(name):
@@ -76,7 +77,7 @@ def plan_config(
     file_bytes: int = 5 << 30,
     block_bytes: int = 1 << 20,
     seed: int = 0,
-    reshape: Mapping[str, Mapping[str, StoredTensor]] | None = None,
+    embeddings: Mapping[str, Mapping[str, StoredTensor]] | None = None,
 ) -> Draft:
     """Plan one document.
 
@@ -86,7 +87,7 @@ def plan_config(
         file_bytes: Upper bound of one output file.
         block_bytes: See MergePlan.
         seed: See MergePlan.
-        reshape: Tensors to read instead of a model's own, by model and name: embeddings over another vocabulary.
+        embeddings: By model and name, embeddings over a joint vocabulary, to be read instead of the model's own.
 
     Raises:
         MergeError: The models do not fit together as the document wants.
@@ -96,17 +97,26 @@ def plan_config(
     check_architectures(checkpoints)
     names = list(members)
     jobs = []
-    for place in _places(config, members):
-        stored = tuple(m.checkpoint.tensors[name] for m, name in zip(place.members, place.names, strict=True))
+    for made in _output_tensors(config, members):
+        stored = tuple(m.checkpoint.tensors[name] for m, name in zip(made.members, made.names, strict=True))
         dtype = _written_type(config, stored)
         inputs = tuple(
-            (reshape or {}).get(member.name, {}).get(tensor.name, tensor)
-            for member, tensor in zip(place.members, stored, strict=True)
+            (embeddings or {}).get(member.name, {}).get(tensor.name, tensor)
+            for member, tensor in zip(made.members, stored, strict=True)
         )
-        check_inputs(place.name, inputs)
-        chosen = tuple(names.index(member.name) for member in place.members)
+        check_inputs(made.name, inputs)
+        chosen = tuple(names.index(member.name) for member in made.members)
         jobs.append(
-            TensorJob(place.name, inputs[0].shape, dtype, inputs, chosen, config.merge_method, place.parameters)
+            TensorJob(
+                made.name,
+                inputs[0].shape,
+                dtype,
+                inputs,
+                chosen,
+                config.merge_method,
+                made.parameters,
+                made.has_base,
+            )
         )
     donor = members[config.model_names()[0]].checkpoint
     plan = MergePlan(tuple(names), config.base_model is not None, divide(jobs, file_bytes), seed, block_bytes)
@@ -114,22 +124,23 @@ def plan_config(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """One tensor of the output: its members, its name in each, and the method's parameters."""
+class _OutputTensor:
+    """One tensor of the output: what it is made of (the base first, if there is one), its names there, how."""
 
     name: str
     members: Sequence[Member]
     names: Sequence[str]
     parameters: Mapping[str, Any]
+    has_base: bool
 
 
-def _places(config: MergekitConfig, members: Mapping[str, Member]) -> Iterator[_Place]:
+def _output_tensors(config: MergekitConfig, members: Mapping[str, Member]) -> Iterator[_OutputTensor]:
     slices = config.slices or (_as_slice(config, members),)
     first, last = _Reader(config, slices[0], members), _Reader(config, slices[-1], members)
     # What comes before the layers is made as the first slice says, what comes after as the last.
     for name in first.lead.others:
         reader = first if any(part in name for part in _FIRST_NAMES) else last
-        yield reader.place(name, [name] * len(reader.inputs), 0.0)
+        yield reader.describe(name, [name] * len(reader.inputs), 0.0)
     written = 0
     for part in slices:
         reader = _Reader(config, part, members)
@@ -137,12 +148,12 @@ def _places(config: MergekitConfig, members: Mapping[str, Member]) -> Iterator[_
         for offset in range(length):
             t = offset / (length - 1) if length > 1 else 1.0
             for pattern in reader.patterns(offset):
-                yield reader.place(pattern.format(written), reader.find(pattern, offset), t)
+                yield reader.describe(pattern.format(written), reader.find(pattern, offset), t)
             written += 1
 
 
 def _as_slice(config: MergekitConfig, members: Mapping[str, Member]) -> Slice:
-    """Whole models as one slice of all their layers; a base that is not among them comes last."""
+    """Whole models as one slice with all their layers; a base that is not among the models is added at the end."""
     inputs = [(model.model, model.parameters) for model in config.models or ()]
     if config.base_model and config.base_model not in dict(inputs):
         inputs.append((config.base_model, {}))
@@ -163,7 +174,7 @@ def _as_slice(config: MergekitConfig, members: Mapping[str, Member]) -> Slice:
 
 
 class _Reader:
-    """One slice: its members in the order that the method wants them."""
+    """One slice: its members in the order that the method wants, the base first."""
 
     def __init__(self, config: MergekitConfig, part: Slice, members: Mapping[str, Member]) -> None:
         self._config = config
@@ -174,17 +185,17 @@ class _Reader:
         base = part.base_model or config.base_model
         method = config.merge_method
         if base not in names:
-            if method in NEED_BASE:
+            if needs_base(method):
                 raise MergeError(f"merge: {method} needs the base model {base} among the sources of every slice.")
             base = None
-        self._based = base is not None and (method in NEED_BASE or method in CAN_HAVE_BASE)
-        order = sorted(part.sources, key=lambda source: self._based and source.model != base)
+        self._has_base = base is not None and METHODS[method].base != "none"
+        order = sorted(part.sources, key=lambda source: self._has_base and source.model != base)
         self.inputs = order
         self.lead = members[names[0]]
         self._members = [members[source.model] for source in order]
 
     def patterns(self, offset: int) -> list[str]:
-        """What the tensors of a layer are called, with a gap for the layer's number."""
+        """The names of the tensors of a layer, with a gap for the layer's number."""
         source, member = self.inputs[0], self._members[0]
         layer = source.layer_range[0] + offset
         if layer not in member.layers:
@@ -206,9 +217,9 @@ class _Reader:
             names.append(name)
         return names
 
-    def place(self, name: str, names: Sequence[str], t: float) -> _Place:
-        """One tensor of the output with its parameters."""
-        own = self.inputs[1:] if self._based else self.inputs
+    def describe(self, name: str, names: Sequence[str], t: float) -> _OutputTensor:
+        """One tensor of the output: its name there and in every member, and the place of its layer, for gradients."""
+        own = self.inputs[1:] if self._has_base else self.inputs
         for member, its_name in zip(self._members, names, strict=True):
             if its_name not in member.checkpoint.tensors:
                 raise MergeError(f"merge: {member.name} has no tensor {its_name}, which another model has.")
@@ -219,7 +230,7 @@ class _Reader:
             t=t,
         )
         parameters = resolve_parameters(scope, name, names[len(names) - len(own) :])
-        return _Place(name, self._members, names, parameters | {"based": self._based})
+        return _OutputTensor(name, self._members, names, parameters, self._has_base)
 
 
 def _written_type(config: MergekitConfig, inputs: Sequence[StoredTensor]) -> str:

@@ -31,10 +31,12 @@ class TensorJob:
         name: Its name.
         shape: Its shape.
         dtype: The type it is written in, as safetensors spells it.
-        inputs: The tensors it is made of; the base comes first where the method has one.
-        models: For each input, which of the plan's models it is from.
+        inputs: The tensors it is made of, the base first where there is one.
+        models: For each input, the number of its model in the plan.
         method: Name of the merge method.
-        parameters: What the method needs, plain data; per-model values are tuples without the base.
+        parameters: The method's parameters, plain data; those for each target are tuples, without a value for the base.
+        has_base: Whether the first input is a base.
+        weights: Of the targets, where a first pass over the whole model found them (VaRM); see methods.registry.
     """
 
     name: str
@@ -44,6 +46,8 @@ class TensorJob:
     models: tuple[int, ...]
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    has_base: bool = True
+    weights: tuple[float, ...] | None = None
 
     @property
     def slot(self) -> Slot:
@@ -70,10 +74,10 @@ class MergePlan:
 
     Attributes:
         models: Names of the models, the base first where there is one.
-        has_base: Whether model 0 is the base (the pivot).
+        has_base: Whether model 0 is the base.
         files: The output.
-        seed: Seeds the random choices of DARE and DELLA, by tensor and model name.
-        block_bytes: Bound on the float32 block of all models that a task holds at once.
+        seed: Seeds the random choices of DARE and DELLA, together with the names of tensor and model.
+        block_bytes: Bound on the float32 block of all models that is held at once.
     """
 
     models: tuple[str, ...]
@@ -94,20 +98,17 @@ class MergePlan:
         """Names of the models without the base."""
         return self.models[1:] if self.has_base else self.models
 
-    def with_parameters(self, extra: Mapping[str, Mapping[str, Any]]) -> "MergePlan":
-        """The same plan with more parameters for some tensors, by name."""
+    def with_weights(self, weights: Mapping[str, tuple[float, ...]]) -> "MergePlan":
+        """The same plan with the weights of the targets for some tensors, by name."""
         files = tuple(
-            replace(file, jobs=tuple(_extend(job, extra.get(job.name, {})) for job in file.jobs)) for file in self.files
+            replace(file, jobs=tuple(replace(job, weights=weights.get(job.name, job.weights)) for job in file.jobs))
+            for file in self.files
         )
         return replace(self, files=files)
 
 
-def _extend(job: TensorJob, extra: Mapping[str, Any]) -> TensorJob:
-    return replace(job, parameters={**job.parameters, **extra}) if extra else job
-
-
 def describe_file(uri: str) -> str:
-    """What tells one state of an input file from another without reading it."""
+    """A file with its size and time of change, which tell one state of it from another without reading it."""
     place = locate(uri)
     info = place.filesystem.get_file_info(place.path)
     return f"{uri}:{info.size}:{info.mtime_ns}"
@@ -129,13 +130,13 @@ def plan_merge(
     """Plan the merge of targets that have the pivot's architecture, one method for all tensors.
 
     Args:
-        pivot: Model 0 of every tensor, unless there is another base.
+        pivot: The base, unless another is given; its types are those of the output.
         targets: The models to merge, by name.
         method: Name of the merge method.
-        parameters: Its parameters, per-target values as tuples.
+        parameters: Its parameters, plain data; those for each target are tuples.
         dtype: Type of the output, or `pivot` for each tensor's type in the pivot.
-        base_name: What model 0 is called in the output's records.
-        base: The model that deltas are taken from, where it is not the pivot.
+        base_name: What the base is called in the records of the output.
+        base: The model that deltas are taken from, if it is not the pivot.
         file_bytes: Upper bound of one output file.
         block_bytes: See MergePlan.
         seed: See MergePlan.
@@ -146,20 +147,21 @@ def plan_merge(
     check_targets(targets)
     checkpoints = {base_name: base or pivot, **targets}
     names = common_tensors({"pivot": pivot} | checkpoints)
-    used = tuple(range(len(checkpoints)))[0 if METHODS[method].has_base else 1 :]
+    has_base = METHODS[method](**parameters).has_base
+    used = tuple(range(0 if has_base else 1, len(checkpoints)))
     jobs = []
     for name in names:
         inputs = tuple(checkpoint.tensors[name] for checkpoint in checkpoints.values())
         check_inputs(name, inputs)
         own = pivot.tensors[name].dtype
         written = own if own not in FLOATS or dtype == "pivot" else DTYPES[dtype]
-        members = tuple(inputs[index] for index in used)
-        jobs.append(TensorJob(name, inputs[0].shape, written, members, used, method, dict(parameters)))
+        read = tuple(inputs[number] for number in used)
+        jobs.append(TensorJob(name, inputs[0].shape, written, read, used, method, dict(parameters), has_base))
     return MergePlan(tuple(checkpoints), True, divide(jobs, file_bytes), seed, block_bytes)
 
 
 def check_targets(targets: Mapping[str, Checkpoint]) -> None:
-    """Refuse no target, and one folder given twice, however its name is spelt.
+    """Refuse a merge of no target, and one folder given twice, however its name is spelt.
 
     Raises:
         MergeError: There is none, or two are the same folder.
@@ -181,17 +183,13 @@ def check_targets(targets: Mapping[str, Checkpoint]) -> None:
 def common_tensors(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
     """Names of the tensors to merge, in the order of the first checkpoint.
 
-    A tied output embedding is left out (the model makes it from the input embedding), and so are buffers that the
+    Left out are a tied output embedding, for which the model uses the input embedding, and buffers that the
     architecture computes itself.
 
     Raises:
         MergeError: The architectures differ, or a model lacks a tensor that another has.
     """
-    kinds = {name: checkpoint.config.get("model_type") for name, checkpoint in checkpoints.items()}
-    if len(set(kinds.values())) > 1:
-        raise MergeError(
-            f"merge: the models are of different architectures: {kinds}. Merge models of one architecture."
-        )
+    check_architectures(checkpoints)
     tied = {name: checkpoint.ties_embeddings for name, checkpoint in checkpoints.items()}
     named = {name: merged_names(checkpoint) for name, checkpoint in checkpoints.items()}
     (first, reference), *others = named.items()
@@ -213,9 +211,11 @@ def check_architectures(checkpoints: Mapping[str, Checkpoint]) -> None:
     Raises:
         MergeError: They do.
     """
-    kinds = {name: checkpoint.config.get("model_type") for name, checkpoint in checkpoints.items()}
-    if len(set(kinds.values())) > 1:
-        raise MergeError(f"merge: the models are of different architectures: {kinds}. Expected one architecture.")
+    found = {name: checkpoint.config.get("model_type") for name, checkpoint in checkpoints.items()}
+    if len(set(found.values())) > 1:
+        raise MergeError(
+            f"merge: the models are of different architectures: {found}. Merge models of one architecture."
+        )
 
 
 def merged_names(checkpoint: Checkpoint) -> dict[str, None]:
@@ -254,9 +254,10 @@ def check_inputs(name: str, inputs: Sequence[StoredTensor]) -> None:
 
 
 def divide(jobs: Sequence[TensorJob], file_bytes: int) -> tuple[OutputFile, ...]:
-    """Put tensors into as few files as the bound allows, of about equal bytes; a larger tensor has a file of its own.
+    """Put tensors into as few files as the bound allows, of about equal bytes; a tensor above it has its own file.
 
-    Largest first, each into the file that is emptiest so far; within a file they keep their order.
+    Tensors are placed from the largest to the smallest, each into the file that is emptiest so far. Within a file they
+    keep their order.
     """
     total = sum(job.slot.nbytes for job in jobs)
     count = max(1, -(-total // file_bytes))

@@ -1,6 +1,6 @@
-"""VaRM's statistics: how far each target moved each tensor, found in a first pass, and kept for the next merge.
+"""VaRM's statistics: how far each target moved each tensor, found in a first pass and kept for the next merge.
 
-A target's numbers depend on it and on the pivot alone. So a merge that gains a target measures only the new one.
+A target's numbers depend on the target and the base alone, so a merge that gains a target measures only the new one.
 """
 
 import json
@@ -20,21 +20,21 @@ from fusion_ray.storage.filesystem import exists, join, read_bytes, write_bytes
 
 STATISTICS = "statistics.json"
 
-# Summed squared delta of each target by tensor.
+# The sum of squares of each target's delta, by tensor and target.
 Squares = dict[str, dict[str, float]]
 
 
 class Measuring(NamedTuple):
-    """One unit of the first pass: a file's tensors, and the targets to measure, by number in the plan."""
+    """One unit of the first pass: the tensors of a file, and the numbers in the plan of the targets to measure."""
 
     file: OutputFile
     targets: tuple[int, ...]
 
 
 def plan_measuring(plan: MergePlan, known: Mapping[str, Mapping[str, float]]) -> list[Measuring]:
-    """What a first pass has to measure: nothing where each tensor's own deltas suffice, or all is known."""
-    kinds = {_granularity(job) for file in plan.files for job in file.jobs}
-    if kinds <= {None, "element"} or (not known and kinds <= {None, "matrix"}):
+    """What a first pass has to measure: nothing if every tensor can be merged by itself, or if all is known."""
+    found = {_granularity(job) for file in plan.files for job in file.jobs}
+    if found <= {None, "element"} or (not known and found <= {None, "matrix"}):
         return []
     tensors = [job.name for file in plan.files for job in file.jobs if job.inputs[0].dtype in FLOATS]
     unknown = [
@@ -46,7 +46,7 @@ def plan_measuring(plan: MergePlan, known: Mapping[str, Mapping[str, float]]) ->
 
 
 def _granularity(job: TensorJob) -> str | None:
-    """VaRM's; no other method needs what is measured here."""
+    """VaRM's granularity; None of any other method, which needs nothing of what is measured here."""
     return job.parameters["granularity"] if job.method == "varm" else None
 
 
@@ -69,25 +69,23 @@ def resolve_weights(plan: MergePlan, squares: Mapping[str, Mapping[str, float]])
     """Put the weights that follow from the squares into the plan.
 
     Raises:
-        MergeError: Tensors ask for different granularities.
+        MergeError: The tensors have different granularities.
     """
     jobs = [job for file in plan.files for job in file.jobs if job.name in squares]
-    kinds = {_granularity(job) for job in jobs} - {None}
-    if not kinds:
+    found = {_granularity(job) for job in jobs} - {None}
+    if not found:
         return plan
-    if len(kinds) > 1:
-        raise MergeError(f"varm: granularities {sorted(map(str, kinds))} in one merge; give one for all tensors.")
+    if len(found) > 1:
+        raise MergeError(f"varm: granularities {sorted(map(str, found))} in one merge; give one for all tensors.")
     ordered = {
         job.name: np.array([squares[job.name][plan.models[number]] for number in job.models[1:]]) for job in jobs
     }
-    weights = weigh_groups(ordered, kinds.pop())  # type: ignore[arg-type]
-    return plan.with_parameters(
-        {name: {"weights": None if found is None else tuple(found.tolist())} for name, found in weights.items()}
-    )
+    weights = weigh_groups(ordered, found.pop())  # type: ignore[arg-type]
+    return plan.with_weights({name: tuple(weights_J.tolist()) for name, weights_J in weights.items()})
 
 
 def join_squares(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> Squares:
-    """Put together what was known and what was measured."""
+    """Join the squares that several merges or passes found."""
     joined: Squares = {}
     for part in parts:
         for tensor, values in part.items():
@@ -96,7 +94,7 @@ def join_squares(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> Squares:
 
 
 def save_squares(plan: MergePlan, squares: Mapping[str, Mapping[str, float]], folder: str) -> None:
-    """Keep the statistics beside the merged model, with what tells the state of the files they were made from."""
+    """Keep the statistics beside the merged model, with the state of the files that they were made from."""
     if squares:
         data = {"models": _describe_models(plan), "squares": squares} | _describe_merge(plan)
         write_bytes(join(folder, STATISTICS), json.dumps(data).encode())
@@ -117,7 +115,7 @@ def _describe_merge(plan: MergePlan) -> dict[str, Any]:
 
 
 def load_squares(plan: MergePlan, folder: str) -> Squares:
-    """What an earlier merge in this folder found about targets and pivot that are as they were; else nothing."""
+    """What an earlier merge in this folder found, of the targets that are as they were; nothing if the base is not."""
     if not exists(join(folder, STATISTICS)):
         return {}
     try:
@@ -126,8 +124,8 @@ def load_squares(plan: MergePlan, folder: str) -> Squares:
     except (ValueError, KeyError, TypeError):
         return {}  # Damaged statistics only cost measuring again.
     now = _describe_models(plan)
-    pivot = plan.models[0]
-    if then.get(pivot) != now[pivot]:
+    base = plan.models[0]
+    if then.get(base) != now[base]:
         return {}
     same = {name for name in plan.targets if then.get(name) == now[name]}
     return (

@@ -1,6 +1,8 @@
-"""The merge methods of a recipe and their parameters, with mergekit's names and defaults.
+"""The merge methods of a recipe: a section of parameters for each, with mergekit's names and defaults.
 
-A value for each target is one number for all, a list in the order of the sources, or a mapping by source name.
+A method is written in two places: its section here (which also stands in `AnyMethod`), and in the file of its name
+under `merged/methods/` the function that is bound to the section. The reader of mergekit's YAML, the table in
+docs/merged.md, planning and the tests find all they need to know in these two.
 """
 
 from collections.abc import Sequence
@@ -11,47 +13,83 @@ from pydantic import Field
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe.section import Section
 
+# A value for each target: one number for all, a list in the order of the sources, or a mapping by source name.
 PerTarget = float | tuple[float, ...] | dict[str, float]
+
+# Marks a parameter that a mergekit config must give, although a recipe need not.
+REQUIRED_BY_MERGEKIT = "required by mergekit"
+Weight = Annotated[PerTarget, REQUIRED_BY_MERGEKIT]
+
+Granularity = Literal["model", "layer", "module", "matrix", "element"]
+BaseRole = Literal["required", "optional", "a target", "none"]
 
 
 class MergeMethod(Section):
-    """A merge method.
+    """A merge method: its parameters, and what is known of it before anything is merged.
 
     Attributes:
-        per_target: The parameters that have a value for each target.
-        has_base: Whether it looks at the model that deltas are taken from, and not at the targets alone.
+        base: Which part a base model plays. `required`: the method works on deltas, which are taken from the base.
+            `optional`: the same, but a mergekit config may leave the base out, and then the models themselves take
+            the place of their deltas. `a target`: one of the targets has a place of its own, in a recipe the first,
+            in a mergekit config the one named `base_model`. `none`: all models are treated alike.
+        passes: How often the method reads each tensor of every model, with the parameters that ask for the most.
     """
 
-    per_target: ClassVar[frozenset[str]] = frozenset()
-    has_base: ClassVar[bool] = True
+    base: ClassVar[BaseRole] = "required"
+    passes: ClassVar[int] = 2
+
+    @property
+    def has_base(self) -> bool:
+        """Whether a recipe's merge by this method looks at a base besides the targets."""
+        return self.base in ("required", "optional")
+
+    @classmethod
+    def per_target(cls) -> frozenset[str]:
+        """Names of the parameters that have a value for each target."""
+        return frozenset(name for name, field in cls.model_fields.items() if field.annotation == PerTarget)
 
     def parameters(self, targets: Sequence[str]) -> dict[str, Any]:
         """The parameters as plain data, those for each target spread into tuples.
 
         Raises:
-            RecipeError: A list has another length than there are targets, or a mapping names another target.
+            RecipeError: A list has another length than there are targets, or a mapping names other targets.
         """
         plain = self.model_dump(exclude={"kind"})
-        return plain | {key: self._spread(key, getattr(self, key), targets) for key in self.per_target}
+        return plain | {
+            key: spread(getattr(self, key), targets, f"merged.method.{key}") for key in sorted(self.per_target())
+        }
 
-    def _spread(self, key: str, value: Any, targets: Sequence[str]) -> tuple[float, ...]:
-        where = f"merged.method.{key}"
-        if isinstance(value, dict):
-            if set(value) != set(targets):
-                raise RecipeError(f"{where}: names {sorted(value)}; expected exactly the targets {sorted(targets)}.")
-            return tuple(value[target] for target in targets)
-        if isinstance(value, tuple):
-            if len(value) != len(targets):
-                raise RecipeError(f"{where}: {len(value)} values for {len(targets)} targets ({', '.join(targets)}).")
-            return value
-        return (value,) * len(targets)
+
+def spread(value: PerTarget, targets: Sequence[str], where: str) -> tuple[float, ...]:
+    """Give every target its value.
+
+    Args:
+        value: See PerTarget.
+        targets: Names of the targets, in order.
+        where: Which setting it is, for the errors.
+
+    Raises:
+        RecipeError: A list has another length than there are targets, or a mapping names other targets.
+
+    >>> spread({"code": 2.0, "math": 1.0}, ["math", "code"], "merged.method.weight")
+    (1.0, 2.0)
+    """
+    if isinstance(value, dict):
+        if set(value) != set(targets):
+            raise RecipeError(f"{where}: names {sorted(value)}; expected exactly the targets {sorted(targets)}.")
+        return tuple(value[target] for target in targets)
+    if isinstance(value, tuple):
+        if len(value) != len(targets):
+            raise RecipeError(f"{where}: {len(value)} values for {len(targets)} targets ({', '.join(targets)}).")
+        return value
+    return (value,) * len(targets)
 
 
 class Varm(MergeMethod):
-    """Weights from the variation ratio of each matrix before and after fine-tuning (FuseChat v1)."""
+    """The mean of the targets, each weighed by how far fine-tuning moved it from the base (FuseChat v1)."""
 
     kind: Literal["varm"] = "varm"
-    granularity: Literal["model", "layer", "module", "matrix", "element"] = "matrix"
+    granularity: Granularity = "matrix"
 
 
 class RescaledSum(MergeMethod):
@@ -69,149 +107,167 @@ class Linear(MergeMethod):
     """The plain or weighted mean of the targets."""
 
     kind: Literal["linear"] = "linear"
-    has_base = False
-    weight: PerTarget = 1.0
+    base = "none"
+    passes = 1
+    weight: Weight = 1.0
     normalize: bool = True
-    per_target = frozenset({"weight"})
 
 
 class Sce(MergeMethod):
-    """Select, calculate, erase (FuseChat v2); `fuseai` selects for the weights only, as the released code does."""
+    """Select the elements that vary most, calculate weights from them, erase minority signs (FuseChat v2).
+
+    `fuseai` selects for the weights only, as the released code does.
+    """
 
     kind: Literal["sce"] = "sce"
+    passes = 4
     select_topk: float = Field(1.0, ge=0, le=1)
     dialect: Literal["paper", "fuseai"] = "paper"
 
 
-class _Deltas(MergeMethod):
-    weight: PerTarget = 1.0
+class DeltaMethod(MergeMethod):
+    """The base plus a weighted sum of deltas.
+
+    Attributes:
+        weight: Factor on each delta.
+        normalize: Divide by the sum of the weights that took part, element by element where signs are elected.
+        rescale: Scale what is kept of each delta so that its magnitudes add up to what they did before.
+        lambda_: Factor on the merged delta.
+    """
+
+    weight: Weight = 1.0
     normalize: bool = False
     rescale: bool = False
     lambda_: float = 1.0
-    per_target = frozenset({"weight"})
 
 
-class _SparseDeltas(_Deltas):
+class SparseDeltaMethod(DeltaMethod):
+    """As DeltaMethod, of deltas of which only the share `density` is kept."""
+
     density: PerTarget = 1.0
-    per_target = frozenset({"weight", "density"})
 
 
-class TaskArithmetic(_Deltas):
-    """The pivot plus the weighted sum of the deltas."""
+class TaskArithmetic(DeltaMethod):
+    """The base plus the weighted sum of the deltas."""
 
     kind: Literal["task_arithmetic"] = "task_arithmetic"
 
 
-class Ties(_SparseDeltas):
-    """Trim small deltas, elect a sign, merge what agrees with it."""
+class Ties(SparseDeltaMethod):
+    """Keep the largest elements of each delta, elect a sign for every element, merge what has that sign."""
 
     kind: Literal["ties"] = "ties"
+    passes = 4
     normalize: bool = True
 
 
-class DareTies(_SparseDeltas):
-    """Drop deltas at random and rescale, then as TIES."""
+class DareTies(SparseDeltaMethod):
+    """Drop elements of each delta at random and rescale the rest, then elect signs as TIES does."""
 
     kind: Literal["dare_ties"] = "dare_ties"
     rescale: bool = True
 
 
-class DareLinear(_SparseDeltas):
-    """Drop deltas at random and rescale, then as task arithmetic."""
+class DareLinear(SparseDeltaMethod):
+    """Drop elements of each delta at random and rescale the rest, then add as task arithmetic does."""
 
     kind: Literal["dare_linear"] = "dare_linear"
     rescale: bool = True
 
 
-class _DellaDeltas(_SparseDeltas):
+class DellaMethod(SparseDeltaMethod):
+    """DELLA: an element is kept with a probability between density - epsilon and density + epsilon, by its rank."""
+
     rescale: bool = True
     epsilon: PerTarget = 0.15
-    per_target = frozenset({"weight", "density", "epsilon"})
 
 
-class Della(_DellaDeltas):
-    """Drop deltas at random, small ones more often, then as TIES."""
+class Della(DellaMethod):
+    """Drop elements of each delta at random, small ones more often, then elect signs as TIES does."""
 
     kind: Literal["della"] = "della"
     normalize: bool = True
 
 
-class DellaLinear(_DellaDeltas):
-    """Drop deltas at random, small ones more often, then as task arithmetic."""
+class DellaLinear(DellaMethod):
+    """Drop elements of each delta at random, small ones more often, then add as task arithmetic does."""
 
     kind: Literal["della_linear"] = "della_linear"
 
 
-class _BreadcrumbsDeltas(_SparseDeltas):
+class BreadcrumbsMethod(SparseDeltaMethod):
+    """Model breadcrumbs: the share `gamma` of each delta that is largest is dropped, then the smallest elements."""
+
+    passes = 6
     gamma: PerTarget = 0.01
-    per_target = frozenset({"weight", "density", "gamma"})
 
 
-class Breadcrumbs(_BreadcrumbsDeltas):
-    """Drop the largest and the smallest deltas, then as task arithmetic."""
+class Breadcrumbs(BreadcrumbsMethod):
+    """Drop the largest and the smallest elements of each delta, then add as task arithmetic does."""
 
     kind: Literal["breadcrumbs"] = "breadcrumbs"
 
 
-class BreadcrumbsTies(_BreadcrumbsDeltas):
-    """Drop the largest and the smallest deltas, then as TIES."""
+class BreadcrumbsTies(BreadcrumbsMethod):
+    """Drop the largest and the smallest elements of each delta, then elect signs as TIES does."""
 
     kind: Literal["breadcrumbs_ties"] = "breadcrumbs_ties"
 
 
 class Slerp(MergeMethod):
-    """Walk the arc from the first target to the second; `t` is how far."""
+    """Go the share `t` of the arc from the first target to the second."""
 
     kind: Literal["slerp"] = "slerp"
-    has_base = False
-    t: float = 0.5
+    base = "a target"
+    t: Annotated[float, REQUIRED_BY_MERGEKIT] = 0.5
 
 
 class Nuslerp(MergeMethod):
-    """Walk the arc between the deltas of two targets."""
+    """Go along the arc between the deltas of two targets, as far as their weights say."""
 
     kind: Literal["nuslerp"] = "nuslerp"
-    weight: PerTarget = 1.0
+    base = "optional"
+    weight: Weight = 1.0
     nuslerp_flatten: bool = True
     nuslerp_row_wise: bool = False
-    per_target = frozenset({"weight"})
 
 
 class Multislerp(MergeMethod):
-    """Barycentre of the deltas on a sphere."""
+    """The weighted barycentre of the deltas on a sphere."""
 
     kind: Literal["multislerp"] = "multislerp"
-    weight: PerTarget = 1.0
+    base = "optional"
+    weight: Weight = 1.0
     normalize_weights: bool = True
     eps: float = Field(1e-8, gt=0)
-    per_target = frozenset({"weight"})
 
 
 class Karcher(MergeMethod):
-    """Karcher mean of the targets on a sphere."""
+    """The Karcher mean of the targets on a sphere."""
 
     kind: Literal["karcher"] = "karcher"
-    has_base = False
+    base = "none"
     max_iter: int = Field(10, ge=0)
     tol: float = Field(1e-5, gt=0)
 
 
 class ModelStock(MergeMethod):
-    """Between the pivot and the targets' mean, by the angle between the deltas."""
+    """Between the base and the mean of the targets, nearer to the mean the more the deltas point the same way."""
 
     kind: Literal["model_stock"] = "model_stock"
     filter_wise: bool = False
 
 
 class Ram(MergeMethod):
-    """Average deltas where several targets moved, keep them whole where one did."""
+    """Average the deltas where several targets moved an element, add the whole delta where only one did."""
 
     kind: Literal["ram"] = "ram"
+    passes = 1
     epsilon: float = Field(1e-5, ge=0)
 
 
 class RamplusTl(MergeMethod):
-    """As `ram`, with the deltas of one target alone scaled up."""
+    """As `ram`, but what only one target moved is scaled up."""
 
     kind: Literal["ramplus_tl"] = "ramplus_tl"
     r: float = 0.1
@@ -220,24 +276,27 @@ class RamplusTl(MergeMethod):
 
 
 class Nearswap(MergeMethod):
-    """Take the target's weights where they lie within `t` of the pivot's."""
+    """Move every element of the base towards the one target by at most `t`."""
 
     kind: Literal["nearswap"] = "nearswap"
+    passes = 1
     t: float
 
 
 class ArceeFusion(MergeMethod):
-    """Take the target's weights where they changed most and matter most."""
+    """Take from the one target the elements that changed much in rows whose softmax changed much."""
 
     kind: Literal["arcee_fusion"] = "arcee_fusion"
+    passes = 7
 
 
 class Passthrough(MergeMethod):
     """One target as it is, or times `scale`."""
 
     kind: Literal["passthrough"] = "passthrough"
-    has_base = False
-    scale: float | None = None
+    base = "none"
+    passes = 1
+    scale: PerTarget = 1.0
 
 
 AnyMethod = Annotated[

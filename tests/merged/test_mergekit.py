@@ -68,7 +68,9 @@ def test_a_models_own_parameter_comes_before_the_slices_and_the_documents() -> N
     assert (found["normalize"], found["lambda_"]) == (False, 0.7)
 
 
-@pytest.mark.parametrize(("method", "missing"), [("ties", "weight"), ("slerp", "t"), ("linear", "weight")])
+@pytest.mark.parametrize(
+    ("method", "missing"), [("ties", "weight"), ("slerp", "t"), ("linear", "weight"), ("nearswap", "t")]
+)
 def test_a_parameter_without_a_default_is_asked_for(method: str, missing: str) -> None:
     with pytest.raises(MergeError, match=f"'{missing}'"):
         resolve_parameters(Scope(method=method, shared=({},), by_model=({}, {}), t=0), "w", ["w", "w"])
@@ -147,6 +149,21 @@ def test_varm_runs_from_yaml_too(tmp_path: Path, models: dict[str, str]) -> None
     weights = json.loads((out / "weights.json").read_text())["tensors"]
     assert weights["model.layers.0.mlp.up_proj.weight"] == weights["model.layers.0.self_attn.q_proj.weight"]
     assert weights["model.layers.0.mlp.up_proj.weight"] != weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def test_slerp_begins_at_the_model_that_the_config_names_as_base(tmp_path: Path, models: dict[str, str]) -> None:
+    entries = [{"model": models[name]} for name in ("a", "b")]
+    document = {"merge_method": "slerp", "base_model": models["b"], "models": entries, "parameters": {"t": 0.0}}
+    merged, b = (load_file(Path(place) / "model.safetensors") for place in (run(tmp_path, document), models["b"]))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in merged.items())
+
+
+def test_a_scale_may_stand_beside_the_model_that_passes_through(tmp_path: Path, models: dict[str, str]) -> None:
+    scaled = {"model": models["a"], "parameters": {"scale": [{"filter": "mlp", "value": 0.5}]}}
+    out = run(tmp_path, {"merge_method": "passthrough", "models": [scaled]})
+    merged, a = (load_file(Path(place) / "model.safetensors") for place in (out, models["a"]))
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, a[name] * (0.5 if "mlp" in name else 1.0)), name
 
 
 def test_one_model_twice_is_refused_by_one_name_or_two(tmp_path: Path, models: dict[str, str]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from fusion_ray.merged.methods.draws import key_of, uniform
 from fusion_ray.merged.methods.select import Selection, find_cuts
-from fusion_ray.merged.methods.sparsify import key_of, uniform
 
 RNG = np.random.default_rng(1)
 

@@ -1,4 +1,4 @@
-"""Laws of merging, for any tensor and any targets."""
+"""Laws of merging, for any tensor, any targets and every method that takes deltas from a base."""
 
 from typing import Any
 
@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from toys.merging import merge_arrays
 
 from fusion_ray.merged.methods.blocks import ArrayTensor, gather
-from fusion_ray.merged.methods.registry import merge_tensor
+from fusion_ray.merged.methods.registry import Context, merge_tensor
 from fusion_ray.recipe.merge_methods import METHODS
 
 FAST = settings(max_examples=30, deadline=None)
@@ -17,29 +18,17 @@ FLOATS = st.floats(-4, 4, width=32, allow_subnormal=False)
 TENSORS = arrays.arrays(
     np.float32, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9), elements=FLOATS
 )
-# Methods that mix any number of targets with a pivot, with settings under which the laws hold.
-DELTA_METHODS: dict[str, dict[str, Any]] = {
-    "varm": {},
-    "rescaled_sum": {},
-    "sce": {},
-    "ties": {"density": 0.5},
-    "breadcrumbs_ties": {"density": 0.5, "normalize": True},
-    "task_arithmetic": {"normalize": True},
-    "dare_ties": {"density": 0.5},
-    "della": {"density": 0.5},
-    "ram": {},
-    "model_stock": {},
-    "multislerp": {},
-}
+FEW_TARGETS = {"nearswap": 1, "arcee_fusion": 1, "nuslerp": 2}
+DELTA_METHODS = [kind for kind, section in METHODS.items() if section.base in ("required", "optional")]
+OF_THREE_TARGETS = [kind for kind in DELTA_METHODS if kind not in FEW_TARGETS]
 
 
-def merge(
-    method: str, models: list[np.ndarray], rows: int = 1 << 20, names: tuple[str, ...] = (), **given_: Any
-) -> np.ndarray:
-    names = names or ("pivot", *(f"t{j}" for j in range(1, len(models))))
-    parameters = METHODS[method](**given_).parameters(names[1:])
-    merged = merge_tensor(method, ArrayTensor(tuple(models), rows), parameters, seed=3, names=names)
-    return gather(merged, models[0].shape)
+def usual(kind: str, **wanted: Any) -> dict[str, Any]:
+    """Parameters as far as a method has them: drop half of each delta, divide by the weights, count every delta."""
+    wanted = {"density": 0.5, "normalize": True, "t": 0.05} | wanted
+    given = {key: value for key, value in wanted.items() if key in METHODS[kind].model_fields}
+    # RAM takes a delta below its epsilon for none. DELLA's is another: how far its probabilities spread.
+    return given | ({"epsilon": 1e-9} if kind.startswith("ram") else {})
 
 
 def moved(pivot: np.ndarray, seed: int) -> np.ndarray:
@@ -47,50 +36,52 @@ def moved(pivot: np.ndarray, seed: int) -> np.ndarray:
     return (pivot + noise).astype(np.float32)
 
 
-@pytest.mark.parametrize("method", DELTA_METHODS)
+@pytest.mark.parametrize("kind", DELTA_METHODS)
 @FAST
 @given(pivot=TENSORS)
-def test_zero_deltas_give_the_pivot(method: str, pivot: np.ndarray) -> None:
-    merged = merge(method, [pivot, pivot.copy(), pivot.copy()], **DELTA_METHODS[method])
+def test_zero_deltas_give_the_pivot(kind: str, pivot: np.ndarray) -> None:
+    targets = [pivot.copy() for _ in range(FEW_TARGETS.get(kind, 2))]
+    merged = merge_arrays(kind, [pivot, *targets], 1 << 20, **usual(kind))
     np.testing.assert_array_equal(merged, pivot)
 
 
-@pytest.mark.parametrize("method", ["varm", "sce", "task_arithmetic", "multislerp", "ties"])
+@pytest.mark.parametrize("kind", OF_THREE_TARGETS)
 @FAST
 @given(pivot=TENSORS, seed=st.integers(1, 50))
-def test_equal_targets_merge_to_themselves(method: str, pivot: np.ndarray, seed: int) -> None:
+def test_equal_targets_merge_to_themselves(kind: str, pivot: np.ndarray, seed: int) -> None:
     target = moved(pivot, seed)
-    settings_ = {k: v for k, v in DELTA_METHODS[method].items() if k != "density"}
-    merged = merge(method, [pivot, target, target.copy(), target.copy()], **settings_)
+    models = [pivot, target, target.copy(), target.copy()]
+    merged = merge_arrays(kind, models, 1 << 20, **usual(kind, density=1.0))
     np.testing.assert_allclose(merged, target, rtol=3e-7, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "method", ["varm", "sce", "ties", "breadcrumbs_ties", "dare_ties", "della", "ram", "multislerp"]
-)
+@pytest.mark.parametrize("kind", OF_THREE_TARGETS)
 @FAST
 @given(pivot=TENSORS, order=st.permutations([1, 2, 3]))
-def test_the_order_of_the_targets_does_not_matter(method: str, pivot: np.ndarray, order: list[int]) -> None:
+def test_the_order_of_the_targets_does_not_matter(kind: str, pivot: np.ndarray, order: list[int]) -> None:
     targets = {j: moved(pivot, j) for j in (1, 2, 3)}
-    first = merge(method, [pivot, *targets.values()], **DELTA_METHODS[method])
-    names = ("pivot", *(f"t{j}" for j in order))
-    second = merge(method, [pivot, *(targets[j] for j in order)], names=names, **DELTA_METHODS[method])
-    np.testing.assert_allclose(second, first, rtol=3e-7, atol=1e-6)
+    merged = []
+    for numbers in ([1, 2, 3], order):
+        tensor = ArrayTensor((pivot, *(targets[j] for j in numbers)))
+        context = Context(("pivot", *(f"t{j}" for j in numbers)), seed=3)
+        parameters = METHODS[kind](**usual(kind)).parameters(context.targets)
+        merged.append(gather(merge_tensor(kind, tensor, parameters, context), pivot.shape))
+    np.testing.assert_allclose(merged[1], merged[0], rtol=3e-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", DELTA_METHODS)
+@pytest.mark.parametrize("kind", DELTA_METHODS)
 @FAST
 @given(pivot=TENSORS, rows=st.integers(1, 9))
-def test_blocks_cut_anywhere_give_equal_bits(method: str, pivot: np.ndarray, rows: int) -> None:
-    models = [pivot, moved(pivot, 1), moved(pivot, 2)]
-    whole = merge(method, models, **DELTA_METHODS[method])
-    np.testing.assert_array_equal(merge(method, models, rows, **DELTA_METHODS[method]), whole)
+def test_blocks_cut_anywhere_give_equal_bits(kind: str, pivot: np.ndarray, rows: int) -> None:
+    models = [pivot, *(moved(pivot, seed) for seed in range(1, 1 + FEW_TARGETS.get(kind, 2)))]
+    whole = merge_arrays(kind, models, 1 << 20, **usual(kind))
+    np.testing.assert_array_equal(merge_arrays(kind, models, rows, **usual(kind)), whole)
 
 
 @FAST
 @given(pivot=TENSORS, seeds=st.lists(st.integers(1, 30), min_size=1, max_size=4, unique=True))
 def test_varm_lies_between_the_targets(pivot: np.ndarray, seeds: list[int]) -> None:
     targets = [moved(pivot, seed) for seed in seeds]
-    merged = merge("varm", [pivot, *targets])
+    merged = merge_arrays("varm", [pivot, *targets])
     assert (merged >= np.min(targets, axis=0) - 1e-6).all()
     assert (merged <= np.max(targets, axis=0) + 1e-6).all()

@@ -5,25 +5,28 @@ target's value is taken where importance reaches median + 1.5 times the interqua
 mergekit estimates them from a sample of a million elements in larger tensors.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from fusion_ray.merged.methods.blocks import Block, BlockedTensor, MergedTensor, as_rows
+from fusion_ray.merged.methods.blocks import Block, BlockedTensor, MergedTensor, need_models
+from fusion_ray.merged.methods.registry import Context, method
 from fusion_ray.merged.methods.select import find_cuts
-from fusion_ray.merged.methods.slerp import need_models
+from fusion_ray.recipe.merge_methods import ArceeFusion
 
 _EPS = 1e-8
 
 
-def merge_arcee_fusion(tensor: BlockedTensor) -> MergedTensor:
-    """Merge model 1 into model 0."""
+@method(ArceeFusion)
+def merge_arcee_fusion(tensor: BlockedTensor, _parameters: ArceeFusion, _context: Context) -> MergedTensor:
+    """Merge model 1 into model 0, the base."""
     need_models(tensor, "arcee_fusion", 2)
     return MergedTensor(None, _fuse(tensor))
 
 
 def _fuse(tensor: BlockedTensor) -> Iterator[np.ndarray]:
-    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    size = math.prod(tensor.shape)
     if size == 0:
         return
     q1, median, q3 = (_value_at(tensor, share, size) for share in (0.25, 0.5, 0.75))

@@ -1,7 +1,7 @@
-"""One tensor of M models, seen as blocks of whole rows: what every merge method reads, however large the tensor is.
+"""One tensor of M models in blocks of whole rows: what every merge method reads, however large the tensor is.
 
-A row is the last dimension; a tensor of one dimension (or none) is a single row. Methods go over the blocks as often
-as they need, so a statistic of the whole tensor costs a pass and no memory.
+A row runs along the last dimension; a tensor of one dimension or none is a single row. A method may go over the blocks
+as often as it likes. A number that depends on the whole tensor thus costs one more pass, but no memory.
 """
 
 from collections.abc import Iterator
@@ -10,20 +10,22 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fusion_ray.errors import MergeError
+
 
 class Block(NamedTuple):
-    """Rows start.. of a tensor in every model: values_MRC is float32, R rows of C columns."""
+    """Some rows of a tensor in every model, from row `start` on; values_MRC is float32."""
 
     start: int
     values_MRC: np.ndarray
 
 
 class BlockedTensor(Protocol):
-    """A tensor of M models that can be read block by block, again and again, always cut the same way."""
+    """A tensor of M models that can be read block by block, as often as needed and always cut the same way."""
 
     @property
     def name(self) -> str:
-        """Its name, which seeds random choices and appears in errors."""
+        """Its name, for errors and for the keys of random draws."""
         ...
 
     @property
@@ -46,9 +48,9 @@ class MergedTensor:
     """The result of a method on one tensor.
 
     Attributes:
-        weights: The weight of every model, where the method computes one number each; else None.
+        weights: The weight of every model or of every target, where the method has one number for each; else None.
         blocks: The merged rows in order, float32 [R, C] each; computed as they are asked for.
-        squares: Summed squared delta of each target, where the method measured it.
+        squares: Sum of squares of each target's delta, where the method measured it (VaRM).
     """
 
     weights: tuple[float, ...] | None
@@ -58,7 +60,7 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class ArrayTensor:
-    """A tensor that is in memory: models_M are M float32 arrays of one shape, cut into blocks of some rows."""
+    """A tensor that is in memory: models_M are M float32 arrays of one shape, read in blocks of `block_rows` rows."""
 
     models_M: tuple[np.ndarray, ...]
     block_rows: int = 1 << 30
@@ -82,22 +84,40 @@ class ArrayTensor:
             yield Block(start, values_MRC[:, start : start + self.block_rows])
 
 
-class Rows(NamedTuple):
-    """How a tensor is cut: rows and columns."""
+class RowShape(NamedTuple):
+    """The shape of a tensor that is seen as rows."""
 
     rows: int
     columns: int
 
 
-def as_rows(shape: tuple[int, ...]) -> Rows:
-    """See a shape as rows of the last dimension.
+def as_rows(shape: tuple[int, ...]) -> RowShape:
+    """The shape of a tensor as rows along its last dimension.
 
     >>> as_rows((4, 2, 3)), as_rows((5,)), as_rows(())
-    (Rows(rows=8, columns=3), Rows(rows=1, columns=5), Rows(rows=1, columns=1))
+    (RowShape(rows=8, columns=3), RowShape(rows=1, columns=5), RowShape(rows=1, columns=1))
     """
     if len(shape) < 2:
-        return Rows(1, int(np.prod(shape, dtype=np.int64)))
-    return Rows(int(np.prod(shape[:-1], dtype=np.int64)), shape[-1])
+        return RowShape(1, int(np.prod(shape, dtype=np.int64)))
+    return RowShape(int(np.prod(shape[:-1], dtype=np.int64)), shape[-1])
+
+
+def keep_base(tensor: BlockedTensor) -> MergedTensor:
+    """The base's tensor as it is: no target moved it, so no target has a weight."""
+    return MergedTensor(None, (block.values_MRC[0] for block in tensor.blocks()))
+
+
+def need_models(tensor: BlockedTensor, kind: str, count: int) -> None:
+    """Refuse another number of models than a method takes.
+
+    Raises:
+        MergeError: There are more or fewer.
+    """
+    if tensor.n_models != count:
+        raise MergeError(
+            f"{kind}: tensor {tensor.name} comes from {tensor.n_models} models (a base counted); the method takes "
+            f"exactly {count}. Give so many, or choose another method."
+        )
 
 
 def gather(merged: MergedTensor, shape: tuple[int, ...]) -> np.ndarray:

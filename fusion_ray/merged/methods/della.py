@@ -1,20 +1,15 @@
-"""DELLA: drop elements of each delta at random, small ones more often (arXiv 2406.11617)."""
-
-from collections.abc import Sequence
+"""DELLA: drop elements of each delta at random, small ones more often, and elect signs (arXiv 2406.11617)."""
 
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
+from fusion_ray.merged.methods.deltas import merge_deltas
+from fusion_ray.merged.methods.registry import Context, method
 from fusion_ray.merged.methods.sparsify import keep_by_rank
-from fusion_ray.merged.methods.task_arithmetic import Mixing, merge_deltas
+from fusion_ray.recipe.merge_methods import Della
 
 
-def merge_della(
-    tensor: BlockedTensor,
-    mixing: Mixing,
-    densities_J: Sequence[float],
-    epsilons_J: Sequence[float],
-    keys_J: Sequence[int],
-    *,
-    elect: bool,
-) -> MergedTensor:
-    """Merge by DELLA, with the election of TIES or without."""
-    return merge_deltas(tensor, mixing, keep_by_rank(tensor, densities_J, epsilons_J, keys_J), elect=elect)
+@method(Della)
+def merge_della(tensor: BlockedTensor, parameters: Della, context: Context) -> MergedTensor:
+    """Merge by DELLA with the election of TIES."""
+    densities_J, epsilons_J = context.per_target(parameters.density), context.per_target(parameters.epsilon)
+    kept = keep_by_rank(tensor, densities_J, epsilons_J, context.keys(tensor))
+    return merge_deltas(tensor, parameters, context, kept, elect=True)

@@ -4,14 +4,17 @@ import numpy as np
 
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
 from fusion_ray.merged.methods.gram import length, tensor_gram
-from fusion_ray.merged.methods.linear import combine
+from fusion_ray.merged.methods.registry import Context, method
+from fusion_ray.merged.methods.sums import combine
+from fusion_ray.recipe.merge_methods import Karcher
 
 
-def merge_karcher(tensor: BlockedTensor, max_iter: int = 10, tol: float = 1e-5) -> MergedTensor:
-    """Average the models on the sphere, all alike; models shorter than `tol` give no direction."""
+@method(Karcher)
+def merge_karcher(tensor: BlockedTensor, parameters: Karcher, _: Context) -> MergedTensor:
+    """Average the models on the sphere, all alike; a model shorter than `tol` has no direction and is left out."""
     if tensor.n_models == 1:
         return combine(tensor, np.ones(1))
-    return combine(tensor, _weigh(tensor_gram(tensor, False), max_iter, tol))
+    return combine(tensor, _weigh(tensor_gram(tensor, minus_first=False), parameters.max_iter, parameters.tol))
 
 
 def _weigh(gram_MM: np.ndarray, max_iter: int, tol: float) -> np.ndarray:
@@ -37,5 +40,6 @@ def _weigh(gram_MM: np.ndarray, max_iter: int, tol: float) -> np.ndarray:
 
 
 def _normalise(vector_M: np.ndarray, gram_MM: np.ndarray, tol: float, otherwise_M: np.ndarray) -> np.ndarray:
+    """The vector at length 1, or another in the place of one too short to have a direction."""
     size = length(vector_M, gram_MM)
     return otherwise_M if size < tol else vector_M / size

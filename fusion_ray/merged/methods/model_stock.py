@@ -1,15 +1,18 @@
-"""Model stock: between the pivot and the targets' mean, as far as the angle between the deltas says (2403.19522)."""
+"""Model stock: between the base and the targets' mean, as far as the angle between the deltas says (2403.19522)."""
 
 import numpy as np
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
-from fusion_ray.merged.methods.gram import from_deltas, mix_by_row, tensor_gram
-from fusion_ray.merged.methods.linear import combine
+from fusion_ray.merged.methods.gram import combine_by_row, from_deltas, tensor_gram
+from fusion_ray.merged.methods.registry import Context, method
+from fusion_ray.merged.methods.sums import combine
+from fusion_ray.recipe.merge_methods import ModelStock
 
 
-def merge_model_stock(tensor: BlockedTensor, filter_wise: bool = False) -> MergedTensor:
-    """Merge by one angle for the tensor, or one for each row if `filter_wise`. Model 0 is the pivot.
+@method(ModelStock)
+def merge_model_stock(tensor: BlockedTensor, parameters: ModelStock, _: Context) -> MergedTensor:
+    """Merge by one angle for the whole tensor, or under `filter_wise` by one for each row.
 
     Raises:
         MergeError: Fewer than two targets, between which there is no angle.
@@ -18,9 +21,9 @@ def merge_model_stock(tensor: BlockedTensor, filter_wise: bool = False) -> Merge
         raise MergeError(
             f"model_stock: tensor {tensor.name}: there is no angle between fewer than two targets. Give two or more."
         )
-    if filter_wise:
-        return MergedTensor(None, mix_by_row(tensor, _weigh, True))
-    return combine(tensor, _weigh(tensor_gram(tensor, True)))
+    if parameters.filter_wise:
+        return MergedTensor(None, combine_by_row(tensor, _weigh, minus_first=True))
+    return combine(tensor, _weigh(tensor_gram(tensor, minus_first=True)))
 
 
 def _weigh(gram_MM: np.ndarray) -> np.ndarray:

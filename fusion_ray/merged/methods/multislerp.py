@@ -1,33 +1,34 @@
-"""Multi-SLERP: the barycentre of any number of tensors on a sphere, by way of the tangent space at their mean."""
-
-from collections.abc import Sequence
+"""Multi-SLERP: the barycentre of any number of tensors on a sphere, found in the tangent space at their mean."""
 
 import numpy as np
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
 from fusion_ray.merged.methods.gram import from_deltas, length, tensor_gram
-from fusion_ray.merged.methods.linear import combine
+from fusion_ray.merged.methods.registry import Context, method
+from fusion_ray.merged.methods.sums import combine
+from fusion_ray.recipe.merge_methods import Multislerp
 
 
-def merge_multislerp(
-    tensor: BlockedTensor, weights_J: Sequence[float], *, based: bool, normalize: bool = True, eps: float = 1e-8
-) -> MergedTensor:
-    """Merge targets, or their deltas from model 0 where `based`, as points of a sphere.
+@method(Multislerp)
+def merge_multislerp(tensor: BlockedTensor, parameters: Multislerp, context: Context) -> MergedTensor:
+    """Merge the targets' deltas as points of a sphere; without a base the targets themselves.
 
     Raises:
         MergeError: The weights sum to 0, or the weighted points cancel out.
     """
-    scaled_J = np.asarray(weights_J, dtype=np.float64)
-    if normalize:
-        if scaled_J.sum() == 0:
-            raise MergeError(f"multislerp: tensor {tensor.name}: the weights {list(weights_J)} sum to 0.")
-        scaled_J = scaled_J / scaled_J.sum()
-    if len(scaled_J) == 1:
-        return combine(tensor, np.array([0.0, 1.0]) if based else np.ones(1))
-    gram_MM = tensor_gram(tensor, based)
-    found_J = _weigh(gram_MM[1:, 1:] if based else gram_MM, scaled_J, eps, tensor.name)
-    return combine(tensor, from_deltas(found_J) if based else found_J)
+    weights = context.per_target(parameters.weight)
+    weights_J = np.asarray(weights, dtype=np.float64)
+    if parameters.normalize_weights:
+        if weights_J.sum() == 0:
+            raise MergeError(f"multislerp: tensor {tensor.name}: the weights {list(weights)} sum to 0.")
+        weights_J = weights_J / weights_J.sum()
+    if len(weights_J) == 1:
+        return combine(tensor, np.array([0.0, 1.0]) if context.has_base else np.ones(1))
+    gram_MM = tensor_gram(tensor, minus_first=context.has_base)
+    if context.has_base:
+        return combine(tensor, from_deltas(_weigh(gram_MM[1:, 1:], weights_J, parameters.eps, tensor.name)))
+    return combine(tensor, _weigh(gram_MM, weights_J, parameters.eps, tensor.name))
 
 
 def _weigh(gram_JJ: np.ndarray, weights_J: np.ndarray, eps: float, name: str) -> np.ndarray:

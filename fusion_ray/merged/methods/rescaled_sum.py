@@ -1,36 +1,38 @@
-"""Rescaled sum: add the deltas, and scale their sum (ours).
+"""Rescaled sum: add the deltas to the base and scale their sum (ours).
 
-What targets have in common is averaged (deltas that point the same way: a factor of 1 / J), what each has alone is
-added, and a target that did not move counts for nothing. Deltas at right angles, which may be what the targets learned
-or chance, get a factor of 1 / sqrt(J) where the sum is to be as long as `one` of them, 1 where it is to reach as far
-as `each` of them.
+J deltas that point the same way are averaged: the factor on their sum is 1 / J. Of J deltas at right angles nobody can
+tell whether the targets learned them or chance made them; their factor is 1 / sqrt(J) if the sum is to be as long as
+`one` of them, and 1 if it is to reach as far as `each` of them. A target that did not move changes nothing.
 """
 
 from typing import Literal
 
 import numpy as np
 
-from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
+from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor, keep_base
 from fusion_ray.merged.methods.gram import from_deltas, tensor_gram
-from fusion_ray.merged.methods.linear import combine
-from fusion_ray.merged.methods.varm import keep_pivot
+from fusion_ray.merged.methods.registry import Context, method
+from fusion_ray.merged.methods.sums import combine
+from fusion_ray.recipe.merge_methods import RescaledSum
 
 Reach = Literal["one", "each"]
 
 
-def merge_rescaled_sum(tensor: BlockedTensor, reach: Reach = "one") -> MergedTensor:
-    """Add the deltas of one tensor, rescaled. Model 0 is the base; where no target moved it stays, bit for bit."""
+@method(RescaledSum)
+def merge_rescaled_sum(tensor: BlockedTensor, parameters: RescaledSum, _: Context) -> MergedTensor:
+    """Add the rescaled sum of the deltas to the base; where no target moved the base stays, bit for bit."""
     gram_JJ = tensor_gram(tensor, minus_first=True)[1:, 1:]
-    factor = sum_factor(gram_JJ, reach)
-    return keep_pivot(tensor) if factor is None else combine(tensor, from_deltas(np.full(len(gram_JJ), factor)))
+    factor = sum_factor(gram_JJ, parameters.reach)
+    return keep_base(tensor) if factor is None else combine(tensor, from_deltas(np.full(len(gram_JJ), factor)))
 
 
 def sum_factor(gram_JJ: np.ndarray, reach: Reach = "one") -> float | None:
     """Factor on the sum of the deltas; None where none moved.
 
-    `one`: the sum becomes as long as the deltas' root mean square length, in which each counts by its squared length,
-    as in VaRM: one that hardly moved does not shorten it. `each`: the sum's inner products with the deltas add up to
-    the deltas' own squares. It is at most 1, so that deltas that cancel out are not blown up.
+    `one`: the sum becomes as long as the deltas are in the root mean square. In that mean each delta counts by its
+    squared length, as in VaRM, so a target that hardly moved does not shorten the sum. `each`: the inner products of
+    the sum with the deltas add up to the squared lengths of the deltas. The factor is at most 1, so that deltas that
+    cancel out are not blown up.
 
     Args:
         gram_JJ: Inner products of the deltas.

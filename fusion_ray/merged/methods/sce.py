@@ -1,38 +1,37 @@
 """SCE: select the elements that differ most between targets, calculate weights from them, erase minority signs.
 
-Source: FuseChat v2, arXiv 2408.07990, section 3.3. Model 0 is the pivot. `paper` (and mergekit) leave the elements
-that were not selected at the pivot's value; `fuseai`, the released code, selects for the weights only and moves them
-all. Unlike mergekit, small deltas are weighed like large ones, and no weight is clamped.
+Source: FuseChat v2, arXiv 2408.07990, section 3.3. Model 0 is the base. In the dialect `paper`, as in mergekit, an
+element that was not selected keeps the base's value. In `fuseai`, the released code, the selection is for the weights
+only, and all elements move. Unlike in mergekit, small deltas are weighed like large ones, and no weight is clamped.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import numba
 import numpy as np
 
 from fusion_ray.errors import MergeError
-from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
+from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor, keep_base
+from fusion_ray.merged.methods.registry import Context, method
 from fusion_ray.merged.methods.select import Cut, Selection, find_cuts
 from fusion_ray.merged.methods.sums import add_rows
-from fusion_ray.merged.methods.varm import keep_pivot, weigh_by_variation
+from fusion_ray.merged.methods.varm import weigh_by_variation
+from fusion_ray.recipe.merge_methods import Sce
 
-Dialect = Literal["paper", "fuseai"]
 _KEPT_BYTES = 32 << 20
 
 
-def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect = "paper") -> MergedTensor:
+@method(Sce)
+def merge_sce(tensor: BlockedTensor, parameters: Sce, _: Context) -> MergedTensor:
     """Merge by SCE.
 
-    Args:
-        tensor: Model 0 is the pivot, the others the targets.
-        select_topk: Share tau of the elements of nonzero variance that is selected; 1 selects every element.
-        dialect: See the module.
+    `select_topk` is the share tau of the elements of nonzero variance that is selected; 1 selects every element.
 
     Raises:
-        MergeError: One target alone, of which nothing can be selected.
+        MergeError: One target alone, which leaves no variance to select by.
     """
+    select_topk = parameters.select_topk
     if select_topk < 1 and tensor.n_models < 3:
         raise MergeError(
             f"sce: tensor {tensor.name}: one target has no variance to select from. Give two targets or more, "
@@ -45,20 +44,20 @@ def merge_sce(tensor: BlockedTensor, select_topk: float = 1.0, dialect: Dialect 
         + [_squares(values_MRC, selected_RC) for values_MRC, selected_RC in _select(tensor, variances, cut)]
     )
     weights_J = weigh_by_variation(squares_J)
-    if weights_J is None:
-        return keep_pivot(tensor)
-    moved = cut if dialect == "paper" else None
+    if not len(weights_J):
+        return keep_base(tensor)
+    moved = cut if parameters.dialect == "paper" else None
     blocks = (
-        _erase_and_mix(values_MRC, selected_RC, weights_J)
+        _erase_and_sum(values_MRC, selected_RC, weights_J)
         for values_MRC, selected_RC in _select(tensor, variances, moved)
     )
     return MergedTensor(tuple(float(weight) for weight in weights_J), blocks)
 
 
 class _Variances:
-    """The variance across targets, block by block, float32 [R, C]; of a tensor that is not large it is kept.
+    """The variance across targets, block by block, float32 [R, C].
 
-    Else a look at it reads all models again.
+    Of a tensor of at most _KEPT_BYTES it is kept; of a larger one, each look at it reads all models again.
     """
 
     def __init__(self, tensor: BlockedTensor) -> None:
@@ -79,7 +78,7 @@ class _Variances:
         self._kept = computed
 
     def of(self, number: int, values_MRC: np.ndarray) -> np.ndarray:
-        """That of the block with this number and these values."""
+        """The variance of the block with this number and these values."""
         return self._kept[number] if self._kept else _variance(values_MRC)
 
 
@@ -141,16 +140,19 @@ def _squares(values_MRC: np.ndarray, selected_RC: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _erase_and_mix(values_MRC: np.ndarray, selected_RC: np.ndarray, weights_J: np.ndarray) -> np.ndarray:
-    """Mix the deltas that have the sign of their sum; where none is left, or nothing is selected, the pivot."""
+def _erase_and_sum(values_MRC: np.ndarray, selected_RC: np.ndarray, weights_J: np.ndarray) -> np.ndarray:
+    """Add to the base the weighted mean of the deltas that have the sign of their sum.
+
+    An element that is not selected, or of which no delta with a weight is left, keeps the base's value.
+    """
     models, rows, columns = values_MRC.shape
     merged_RC = np.empty((rows, columns), dtype=np.float32)
     sum_C = np.empty(columns, dtype=np.float64)
-    mixed_C = np.empty(columns, dtype=np.float64)
+    weighted_C = np.empty(columns, dtype=np.float64)
     weight_C = np.empty(columns, dtype=np.float64)
     for r in range(rows):
         sum_C[:] = 0.0
-        mixed_C[:] = 0.0
+        weighted_C[:] = 0.0
         weight_C[:] = 0.0
         for m in range(1, models):
             for c in range(columns):
@@ -160,9 +162,9 @@ def _erase_and_mix(values_MRC: np.ndarray, selected_RC: np.ndarray, weights_J: n
                 delta = np.float64(values_MRC[m, r, c] - values_MRC[0, r, c])
                 agrees = delta > 0.0 if sum_C[c] >= 0.0 else delta < 0.0
                 weight = weights_J[m - 1] if agrees else 0.0
-                mixed_C[c] += weight * delta
+                weighted_C[c] += weight * delta
                 weight_C[c] += weight
         for c in range(columns):
             moves = selected_RC[r, c] and weight_C[c] > 0.0
-            merged_RC[r, c] = values_MRC[0, r, c] + mixed_C[c] / weight_C[c] if moves else values_MRC[0, r, c]
+            merged_RC[r, c] = values_MRC[0, r, c] + weighted_C[c] / weight_C[c] if moves else values_MRC[0, r, c]
     return merged_RC

@@ -1,8 +1,9 @@
 """Exact selection by rank over a whole tensor in bounded memory: its k largest or k smallest elements.
 
-float32 numbers that are not negative sort like their bits. Two passes count the upper, then the lower 16 bits, and
-give the exact value at a rank, whatever the tensor's size, in half a megabyte for each target. Of equal values the
-one that comes first in the tensor is taken first, as in a stable sort.
+float32 numbers that are not negative sort like their bits. One pass counts how often each value of the upper 16 bits
+occurs, a second pass the lower 16 bits below the value found. That gives the exact number at a rank of a tensor of any
+size, with half a megabyte of counts for each target. Of equal numbers the one that comes first in the tensor is taken
+first, as in a stable sort.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,27 +12,27 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-# Gives the blocks of a tensor anew each time: float32 scores [J, R, C], not negative.
+# Gives, each time it is called, the scores of a tensor block by block: float32 [J, R, C], not negative.
 Scores = Callable[[], Iterator[np.ndarray]]
 Counts = Sequence[int] | Callable[[np.ndarray], Sequence[int]]
 _BINS = 1 << 16
 
 
 class Cut(NamedTuple):
-    """A selection: everything beyond `value`, and of what equals it the first `ties` elements."""
+    """Where a selection ends: it takes all elements beyond `value`, and of those equal to it the first `ties`."""
 
     value: float
     ties: int
 
 
 def find_cuts(scores: Scores, counts: Counts, *, largest: bool) -> list[Cut]:
-    """Find the cuts that select so many of the largest (or smallest) elements, one for each of J rows of scores.
+    """Find for each of J targets the cut that selects a given number of its largest (or smallest) elements.
 
     Args:
         scores: The scores, block by block; called twice.
-        counts: How many elements to select of each row, at least 0 and at most all; or what says so, given how many
-            of each row are not 0.
-        largest: Whether to select from the top.
+        counts: How many elements to select of each target, from none to all; or a function that says so, given how
+            many elements of each target are not 0.
+        largest: Whether to select the largest.
     """
     high_JB, nonzero_J = np.zeros((1, _BINS), dtype=np.int64), np.zeros(1, dtype=np.int64)
     for number, scores_JRC in enumerate(scores()):
@@ -56,7 +57,7 @@ def _find_cut(high_B: np.ndarray, low_B: np.ndarray, high: int, count: int, larg
 
 
 def _find_bin(counts_B: np.ndarray, count: int, largest: bool) -> int:
-    """The bin of the last element to select; a selection of nothing ends in the outermost bin."""
+    """The bin that holds the last element to select; if none is to be selected, the outermost bin that is not empty."""
     ordered_B = counts_B[::-1] if largest else counts_B
     place = min(int(np.searchsorted(np.cumsum(ordered_B), max(count, 1))), _BINS - 1)
     return _BINS - 1 - place if largest else place
@@ -90,7 +91,7 @@ def _count_low(bits_JN: np.ndarray, bins_J: np.ndarray, counts_JB: np.ndarray) -
 
 
 class Selection:
-    """Says of one block after the other which elements a selection takes; for one pass over the tensor."""
+    """The elements that cuts select, said block by block, in order; for one pass over the tensor."""
 
     def __init__(self, cuts: Sequence[Cut], *, largest: bool) -> None:
         self._values_J = np.array([cut.value for cut in cuts], dtype=np.float32)

@@ -1,16 +1,13 @@
-"""Which elements of each delta a method keeps: by magnitude, without outliers, at random, or at random by rank.
+"""Which elements of each delta a method keeps: by magnitude, without outliers, at random, or at random by rank."""
 
-Random draws depend on a key and the element's place alone, so they do not change with the way a tensor is cut.
-"""
-
-import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
-import numba
 import numpy as np
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods.blocks import Block, BlockedTensor, as_rows
+from fusion_ray.merged.methods.draws import uniform
 from fusion_ray.merged.methods.select import Selection, find_cuts
 
 # Says what is kept of a block, bool [J, R, C] over the targets. It must be asked for all blocks of a tensor, in order.
@@ -34,8 +31,8 @@ def _all_magnitudes(tensor: BlockedTensor) -> Iterator[np.ndarray]:
 
 
 def keep_largest(tensor: BlockedTensor, densities_J: Sequence[float]) -> NewMask:
-    """Keep the share `density` of each delta that is largest in magnitude; at least one element unless it is 0."""
-    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    """Keep of each delta the share `density` that is largest in magnitude: at least one element unless it is 0."""
+    size = math.prod(tensor.shape)
     counts_J = [_count(density, size) for density in densities_J]
     if all(count == size for count in counts_J):
         return keep_all
@@ -55,11 +52,11 @@ def _count(density: float, size: int) -> int:
 
 
 def keep_without_outliers(tensor: BlockedTensor, densities_J: Sequence[float], gammas_J: Sequence[float]) -> NewMask:
-    """Drop the share `gamma` that is largest, then the smallest, so that the share `density` is left.
+    """Drop of each delta the share `gamma` that is largest, then the smallest, so that the share `density` is left.
 
-    Fewer outliers are dropped where dropping them all would leave less than `density`.
+    Fewer of the largest are dropped where dropping them all would leave less than `density`.
     """
-    size = as_rows(tensor.shape).rows * as_rows(tensor.shape).columns
+    size = math.prod(tensor.shape)
     kept_J = [size if density >= 1 else int(density * size) for density in densities_J]
     small_J = [max(0, size - kept - int(gamma * size)) for kept, gamma in zip(kept_J, gammas_J, strict=True)]
     small_J = [0 if kept == size else small for kept, small in zip(kept_J, small_J, strict=True)]
@@ -130,26 +127,3 @@ def _rank_in_row(scores_RC: np.ndarray) -> np.ndarray:
     ranks_RC = np.empty(scores_RC.shape)
     np.put_along_axis(ranks_RC, order_RC, np.broadcast_to(np.arange(columns) / (columns - 1), (rows, columns)), axis=1)
     return ranks_RC
-
-
-def key_of(seed: int, *names: str) -> int:
-    """A 64-bit key for the draws of one tensor and model."""
-    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
-    return int.from_bytes(digest[:8], "little")
-
-
-def uniform(key: int, start: int, count: int) -> np.ndarray:
-    """Draws number start.. of a key's sequence, uniform in [0, 1), float64; any stretch without those before it."""
-    return _uniform(np.uint64(key), np.uint64(start), count)
-
-
-@numba.njit(cache=True, nogil=True)
-def _uniform(key: np.uint64, start: np.uint64, count: int) -> np.ndarray:
-    """SplitMix64 (Steele, Lea, Flood 2014) at the places start.. of its sequence."""
-    draws_N = np.empty(count, dtype=np.float64)
-    for n in range(count):
-        z = key + (start + np.uint64(n) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        draws_N[n] = np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-    return draws_N

@@ -1,23 +1,32 @@
-"""The loops that most methods are made of: weighted sums over models, and sums over elements, in float64.
+"""The loops that most methods are made of: weighted sums of the models, and sums over elements, in float64.
 
-Sums over a tensor add up each row in float64 and the rows exactly (`math.fsum`), so they do not depend on how the
+A sum over a tensor adds up each row in float64, then the rows exactly (`math.fsum`), so it does not depend on how the
 tensor is cut into blocks. The loops run along rows, one model after the other, so that they compile to vector
-instructions; sums run in eight fixed lanes for the same reason, which gives the same bits on every machine.
+instructions. For the same reason a row is added up in eight lanes; their number is fixed, so every machine gives the
+same bits.
 """
 
 import math
+from collections.abc import Sequence
 
 import numba
 import numpy as np
 
-from fusion_ray.merged.methods.blocks import BlockedTensor
+from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
 
 _LANES = 8
 
 
+def combine(tensor: BlockedTensor, weights_M: np.ndarray | Sequence[float]) -> MergedTensor:
+    """Sum the models, each times its weight."""
+    weights_M = np.asarray(weights_M, dtype=np.float64)
+    blocks = (weighted_sum(block.values_MRC, weights_M) for block in tensor.blocks())
+    return MergedTensor(tuple(float(weight) for weight in weights_M), blocks)
+
+
 @numba.njit(cache=True, nogil=True)
-def mix(values_MRC: np.ndarray, weights_M: np.ndarray) -> np.ndarray:
-    """Sum of weights times values over the models: float64 inside, rounded once to float32 [R, C]."""
+def weighted_sum(values_MRC: np.ndarray, weights_M: np.ndarray) -> np.ndarray:
+    """Sum the models of a block, each times its weight: in float64, then rounded to float32 [R, C]."""
     models, rows, columns = values_MRC.shape
     merged_RC = np.empty((rows, columns), dtype=np.float32)
     total_C = np.empty(columns, dtype=np.float64)
@@ -34,7 +43,7 @@ def mix(values_MRC: np.ndarray, weights_M: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def row_squares(values_MRC: np.ndarray) -> np.ndarray:
-    """Sum of (model - model 0) squared over each row, float64 [J, R] for the models after the first."""
+    """Sum of squares over each row of each model's delta from model 0, float64 [J, R]."""
     models, rows, columns = values_MRC.shape
     sums_JR = np.zeros((models - 1, rows), dtype=np.float64)
     whole = columns - columns % _LANES
@@ -53,11 +62,11 @@ def row_squares(values_MRC: np.ndarray) -> np.ndarray:
 
 
 def delta_squares(tensor: BlockedTensor) -> np.ndarray:
-    """Sum over the tensor of each model's squared delta from model 0, float64 [J]."""
+    """Sum of squares over the tensor of each model's delta from model 0, float64 [J]."""
     nothing_JR = np.zeros((tensor.n_models - 1, 0))  # A tensor may have no elements.
     return add_rows([nothing_JR, *(row_squares(block.values_MRC) for block in tensor.blocks())])
 
 
 def add_rows(parts_JR: list[np.ndarray]) -> np.ndarray:
-    """Add row sums [J, R] of all blocks up exactly, so that the order and the cuts do not matter; float64 [J]."""
+    """Add up exactly the row sums [J, R] of all blocks, so that cuts and order do not matter; float64 [J]."""
     return np.array([math.fsum(row) for row in np.concatenate(parts_JR, axis=1)], dtype=np.float64)

@@ -1,12 +1,14 @@
-"""TIES: trim each delta to its largest elements, elect a sign for every element, merge what agrees (2306.01708)."""
-
-from collections.abc import Sequence
+"""TIES: trim each delta to its largest elements, elect a sign for every element, merge what has it (2306.01708)."""
 
 from fusion_ray.merged.methods.blocks import BlockedTensor, MergedTensor
+from fusion_ray.merged.methods.deltas import merge_deltas
+from fusion_ray.merged.methods.registry import Context, method
 from fusion_ray.merged.methods.sparsify import keep_largest
-from fusion_ray.merged.methods.task_arithmetic import Mixing, merge_deltas
+from fusion_ray.recipe.merge_methods import Ties
 
 
-def merge_ties(tensor: BlockedTensor, mixing: Mixing, densities_J: Sequence[float]) -> MergedTensor:
+@method(Ties)
+def merge_ties(tensor: BlockedTensor, parameters: Ties, context: Context) -> MergedTensor:
     """Merge by TIES; `density` is the share of each delta that is kept."""
-    return merge_deltas(tensor, mixing, keep_largest(tensor, densities_J), elect=True)
+    kept = keep_largest(tensor, context.per_target(parameters.density))
+    return merge_deltas(tensor, parameters, context, kept, elect=True)
