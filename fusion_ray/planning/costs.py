@@ -22,7 +22,7 @@ TRAINING_SHARE_OF_PEAK = 0.35  # Of a GPU's peak: packed rows, ZeRO over NVLink.
 CPU_FLOPS = 90e9  # Of one core: SmolLM2-135M in bfloat16 scores 450-1,000 tokens/s on two cores.
 ROWS_PER_S = 2_000  # Corpus, one core: parse, hash, write.
 POSITIONS_PER_S = 100_000  # Fused, one core: decode, align (bench/alignment.py: 1e6 alone), choose, encode.
-MERGED_BYTES_PER_S = 60e6  # Merged, one core and a method of one or two passes (bench/merge.py).
+MERGED_BYTES_PER_S = 500e6  # Merged, one core: bytes read in each pass of the method (bench/merge.py: 450e6-1,360e6).
 START_S = 60.0  # To start an engine or a training group, once an artifact.
 # -------------------------------------------------------------------------------------------------------------------
 
@@ -196,7 +196,8 @@ class _Costing:
         read = size.parameters * (2 + _BYTES_OF[self.recipe.targets.save_dtype] * len(artifact.inputs))
         written = size.parameters * _BYTES_OF[self.recipe.merged.dtype]
         files = max(1.0, written / (self.recipe.merged.shard_gib * 2**30))
-        wall = read / (MERGED_BYTES_PER_S * min(self.cluster.cpus, files))
+        passes = self.recipe.merged.method.passes
+        wall = read * passes / (MERGED_BYTES_PER_S * min(self.cluster.cpus, files))
         return Cost("merged", str(artifact), 0, 0.0, written, wall, 0.0, "stated")
 
     def _report(self, artifact: Artifact) -> Cost:

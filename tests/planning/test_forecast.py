@@ -12,6 +12,7 @@ from toys.models import byte_level_tokenizer, save_toy
 from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.pipeline.status import list_statuses
 from fusion_ray.planning.costs import (
+    MERGED_BYTES_PER_S,
     SCORING_SHARE_OF_PEAK,
     START_S,
     TRAINING_SHARE_OF_PEAK,
@@ -22,6 +23,7 @@ from fusion_ray.planning.fit import find_problems, training_gib
 from fusion_ray.planning.forecast import Forecast, forecast
 from fusion_ray.planning.sizes import GPUS, Cluster, cluster_size
 from fusion_ray.recipe import Recipe, load_recipe, parse_recipe
+from fusion_ray.recipe.merge_methods import METHODS
 from fusion_ray.storage.artifacts import write_manifest
 from fusion_ray.storage.run_folder import STAGES
 
@@ -62,6 +64,19 @@ def test_scoring_and_training_times_are_the_stated_arithmetic() -> None:
     assert target.wall_s == pytest.approx(START_S + work / (8 * 312e12 * TRAINING_SHARE_OF_PEAK))
     assert found.money == pytest.approx(2.0 * found.gpu_hours)
     assert found.gpu_hours == pytest.approx(sum(cost.gpu_hours or 0 for cost in found.costs))
+
+
+def test_a_merge_takes_as_many_passes_over_the_models_as_its_method() -> None:
+    def wall(kind: str) -> float:
+        found = foresee(fusechat(f"merged.method={kind}"), rows=1000)
+        (merged,) = (cost for cost in found.costs if cost.artifact == "merged")
+        assert merged.wall_s is not None
+        return merged.wall_s
+
+    one_pass = 7.2e9 * (2 + 4 + 4)  # The pivot in bfloat16 and two targets in float32.
+    files = 7.2e9 * 2 / (5 * 2**30)
+    for kind in ("linear", "varm", "ties"):
+        assert wall(kind) == pytest.approx(METHODS[kind].passes * one_pass / (MERGED_BYTES_PER_S * files))
 
 
 def test_rounds_share_the_training_and_each_scores_the_training_chats() -> None:
