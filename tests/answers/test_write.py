@@ -11,7 +11,7 @@ import pytest
 import torch
 from toys.models import FLOAT32, byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
-from fusion_ray.answers.write import answer_anew
+from fusion_ray.answers.write import _Wanted, answer_anew
 from fusion_ray.chat import choose_template
 from fusion_ray.corpus.row_formats import ANSWERS_SCHEMA
 from fusion_ray.distributions.mince import best_known
@@ -303,3 +303,20 @@ def test_a_wrong_recipe_says_what_is_wrong(change: dict[str, Any], expected: str
     assert parse_recipe(data | {"answers": {}}).answers == Answers()
     with pytest.raises(RecipeError, match=expected):
         parse_recipe(data | change)
+
+
+def test_a_seed_gives_the_same_places_and_draws_from_version_to_version() -> None:
+    """Of numbers made by this program; whoever runs a recipe again is to get the answers that it gave before."""
+    turns = [[user(f"Q{n}?"), assistant(f"A{n}")] for n in range(4)]
+    chat = {"id": "chat", "domain": "x", "messages": [message for turn in turns for message in turn]}
+    wanted = [_Wanted(chat, sample, seed) for seed in (0, 1) for sample in range(4)]
+    assert [want.before[-1]["content"] for want in wanted] == ["Q0?", "Q3?", "Q0?", "Q1?", "Q0?", "Q1?", "Q2?", "Q0?"]
+    assert [want.seed for want in wanted[:4]] == [1100741552, 45610270, 929799524, 1206105896]
+    assert [want.seed for want in wanted[4:]] == [1932821490, 525492182, 933164618, 1803819778]
+    assert all(0 <= want.seed < 2**31 for want in wanted)
+    assert [want.id for want in wanted[:2]] == ["chat#0", "chat#1"]
+
+
+def test_an_answer_that_nothing_comes_before_is_never_given_anew() -> None:
+    chat = {"id": "chat", "domain": "x", "messages": [assistant("I speak first"), user("Q?"), assistant("A")]}
+    assert {len(_Wanted(chat, sample, 0).before) for sample in range(20)} == {2}

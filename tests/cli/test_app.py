@@ -158,3 +158,31 @@ def test_merge_follows_a_mergekit_yaml(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert invoke(monkeypatch, "merge", str(tmp_path / "merged"), str(tmp_path / "more"), "--add", "math") == 2
     assert "expected NAME=FOLDER" in capsys.readouterr().err
+
+
+def test_push_lists_the_files_and_sends_nothing_without_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("12345")
+    assert invoke(monkeypatch, "push", str(tmp_path), "--repo", "user/name") == 0
+    said = capsys.readouterr().out
+    assert "Nothing was sent" in said and "model.safetensors" in said and "10" in said
+    assert invoke(monkeypatch, "push", str(tmp_path), "--repo", "user/name", "--yes") == 2
+
+
+def test_show_takes_one_run_or_two_and_prints_one_report_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "6_report").mkdir()
+    report = {"verdict": {}, "bits_per_byte": {}}
+    (tmp_path / "6_report" / "report.json").write_text(json.dumps(report))
+    assert invoke(monkeypatch, "show", "--json", str(tmp_path)) == 3, "a report without a manifest is not finished"
+    (tmp_path / "6_report" / "MANIFEST.json").write_text("{}")
+    capsys.readouterr()
+    assert invoke(monkeypatch, "show", "--json", str(tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out) == report
+    assert invoke(monkeypatch, "show", "--json", str(tmp_path), str(tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out) == [report] * 2
+    assert invoke(monkeypatch, "show", str(tmp_path), str(tmp_path), str(tmp_path)) == 2

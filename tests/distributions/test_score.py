@@ -1,5 +1,6 @@
 """A shard scored by a small real model: which tokens are answers, what is kept of them, what is counted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from toys.models import FLOAT32, byte_level_tokenizer, save_toy
 
 from fusion_ray.chat import choose_template
 from fusion_ray.distributions.score import (
+    DISTRIBUTIONS_SCHEMA,
     RenderSettings,
     answer_positions,
     count_cut,
     open_reader,
     read_scored,
+    read_topk,
     render_rows,
     score_rows,
     sum_scores,
@@ -138,3 +141,24 @@ def test_the_longest_chat_is_the_recipe_s_or_what_the_model_reads(folder: str) -
     remote = Model(model=folder, engine={"kind": "openai", "base_url": "http://localhost:1"})  # type: ignore[arg-type]
     assert open_reader(remote, Distributions(max_length=100_000), folder)[1].max_length == 100_000
     assert Path(folder, "config.json").exists()
+
+
+def test_a_shard_without_a_usable_row_has_no_position() -> None:
+    table = pa.Table.from_pylist([{"id": "a", "reason": "no"}], schema=DISTRIBUTIONS_SCHEMA).slice(0, 0)
+    assert len(read_topk(table)) == 0
+    assert len(read_scored(table).row_T) == 0
+
+
+def test_a_model_that_states_no_limit_reads_what_the_recipe_says(folder: str, tmp_path: Path) -> None:
+    for file in Path(folder).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    assert open_reader(Model(model=str(tmp_path)), Distributions(max_length=777), str(tmp_path))[1].max_length == 777
+
+
+def test_a_model_s_own_template_goes_before_the_recipe_s(folder: str) -> None:
+    settings = Distributions(template="chatml")
+    assert open_reader(Model(model=folder, template="none"), settings, folder)[1].template.kind == "none"
+    assert open_reader(Model(model=folder), settings, folder)[1].template.kind == "jinja"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion_ray.report.statistics.bootstrap import Difference, compare_models, resample_rates
+from fusion_ray.report.statistics.bootstrap import Difference, compare_models, resample_mean, resample_rates
 from fusion_ray.report.statistics.calibration import Bins, bin_confidences, calibration_error, sum_bins
 from fusion_ray.report.statistics.common_bytes import Answer, score_common_bytes
 from fusion_ray.report.statistics.oracle import oracle_nll, pick_oracle, recovered_share
@@ -192,3 +192,12 @@ def test_few_documents_and_lost_domains_are_said() -> None:
     _, _, notes = _judge(documents=12, pivot=BETTER, sft=WORSE)
     assert any("worse in: a" in note for note in notes)
     assert any("Only 12" in note for note in notes)
+
+
+def test_the_smallest_p_value_is_two_of_all_draws_and_one_more() -> None:
+    sums_N, counts_N = np.full(50, 3.0), np.ones(50)
+    sure = resample_mean(sums_N, counts_N, draws=199, seed=0)
+    assert (sure.value, sure.low, sure.high) == (3.0, 3.0, 3.0)
+    assert sure.p_value == pytest.approx(2 / 200)
+    assert resample_mean(-sums_N, counts_N, draws=199, seed=0).p_value == pytest.approx(2 / 200)
+    assert resample_mean(np.zeros(50), counts_N, draws=199, seed=0).p_value == 1.0

@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from fusion_ray.errors import CorruptArtifactError, MergeError, MissingArtifactError, NonFiniteError
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot, shard_name, write_index
-from fusion_ray.storage.checkpoints import TensorReader, from_float32, open_checkpoint, read_header, to_float32
+from fusion_ray.storage.checkpoints import (
+    BYTES_OF,
+    TensorReader,
+    from_float32,
+    open_checkpoint,
+    read_header,
+    to_float32,
+)
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
@@ -179,3 +186,33 @@ def test_a_header_is_read_without_the_file(tmp_path: Path) -> None:
     save(tmp_path, {"w": torch.ones(2, 3)})
     tensor = read_header(str(tmp_path / "model.safetensors"))["w"]
     assert (tensor.shape, tensor.size, tensor.nbytes) == ((2, 3), 6, 24)
+
+
+def test_every_dtype_has_the_bytes_that_torch_gives_it() -> None:
+    named = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+        "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32,
+        "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }  # fmt: skip
+    assert {name: dtype.itemsize for name, dtype in named.items()} == BYTES_OF
+
+
+def test_a_checkpoint_is_written_into_a_folder_that_is_not_there_yet_and_again(tmp_path: Path) -> None:
+    for values in (np.arange(6, dtype=np.float32), np.ones(6, dtype=np.float32)):
+        uri = str(tmp_path / "new" / "folder" / "model.safetensors")
+        with CheckpointWriter(uri, [Slot("a", "F32", (2, 3)), Slot("b", "F32", ())]) as writer:
+            writer.write(values)
+            writer.write(np.array([7.0], dtype=np.float32))
+        found = load_file(uri)
+        assert found["a"].numpy().ravel().tolist() == values.tolist() and float(found["b"]) == 7.0
+
+
+def test_files_shorter_than_their_header_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for data in (b"", b"1234567", struct.pack("<Q", 1) + b"{", struct.pack("<Q", 3) + b"{}", struct.pack("<Q", 0)):
+        path.write_bytes(data)
+        with pytest.raises(CorruptArtifactError, match="not a safetensors file, or cut short"):
+            read_header(str(path))
+    path.write_bytes(struct.pack("<Q", 2) + b"{}")
+    assert read_header(str(path)) == {}

@@ -286,3 +286,12 @@ def test_draws_estimate_value_and_gradient_of_the_whole_distribution_without_bia
 
 
 FIELDS = ("ids_NK", "probs_NK", "tail_N", "lambda_N", "tail")
+
+
+def test_token_zero_is_a_kept_token_as_any_other() -> None:
+    ids_NK = torch.tensor([[0], [-1], [5]])
+    logprobs_NK = torch.log(torch.tensor([[0.25], [1.0], [0.5]]))
+    target = soft_target(torch.tensor([1, 1, 1]), ids_NK, logprobs_NK, torch.tensor([1, 1, 1]), lambda_=0.5)
+    assert target.lambda_N.tolist() == [0.5, 1.0, 0.5]
+    torch.testing.assert_close(target.probs_NK[:, 0], torch.tensor([0.25, 0.0, 0.5]))
+    torch.testing.assert_close(target.tail_N, torch.tensor([0.75, 0.0, 0.5]))
