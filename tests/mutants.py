@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from toys.listed_mutants import EQUIVALENT, LISTED
+from toys.listed_mutants import EQUIVALENT, LISTED, Change
 from toys.mutations import Mutation, compiles, list_mutations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -222,7 +222,8 @@ def try_all(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
             if not isinstance(work, Mutant):
                 assert not copy.fails(work), f"{work} fail without any mutant:\n{copy.output[-1500:]}"
                 return None
-            why = EQUIVALENT.get((work.file, work.mutation.before, work.mutation.after))
+            line = (PACKAGE / work.file).read_text().splitlines()[work.mutation.line - 1].strip()
+            why = EQUIVALENT.get(Change(work.file, line, work.mutation.before, work.mutation.after))
             state = f"equivalent: {why}" if why else "killed" if copy.kills(work) else "lived"
             outcome = Outcome(work, state, time.monotonic() - started)
             print(f"{outcome.state:7} {outcome.seconds:5.0f} s  {work}", flush=True)

@@ -1,6 +1,7 @@
 """The changes that `make mutants` makes: the same for a seed, where they matter, and listed ones that still fit."""
 
-from mutants import all_packages, checks_of, drawn_mutants, listed_mutants
+from mutants import PACKAGE, all_packages, checks_of, drawn_mutants, listed_mutants
+from toys.listed_mutants import EQUIVALENT
 from toys.mutations import compiles, list_mutations
 
 SOURCE = '''"""Docs of 3 things."""
@@ -68,3 +69,11 @@ def test_a_file_is_tried_by_its_doctests_its_package_and_what_stands_beside_it()
     assert checks_of("corpus/split.py") == ("fusion_ray/corpus/split.py", "tests/corpus")
     assert checks_of("targets/worker.py")[1:] == ("tests/targets", "tests/integration/test_targets.py")
     assert "tests/cli" in checks_of("errors.py")
+
+
+def test_what_is_called_equivalent_still_stands_in_its_file() -> None:
+    for change in EQUIVALENT:
+        text = (PACKAGE / change.file).read_text()
+        lines = [line.strip() for line in text.splitlines()]
+        places = [m for m in list_mutations(text) if (m.before, m.after) == (change.before, change.after)]
+        assert any(lines[mutation.line - 1] == change.line for mutation in places), change

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_ray.demo.chats import Texts, all_chats
 from fusion_ray.demo.plans import TINY, ModelPlan
-from fusion_ray.demo.training import _batches, train_model
+from fusion_ray.demo.training import _batches, _cut, _pad, train_model
 
 FEW = Texts(code="[a-c]*.py", packages=("jinja2",), languages=("english",), answer_bytes=(24, 120))
 
@@ -43,3 +43,11 @@ def test_every_row_is_seen_once_an_epoch_and_padding_is_no_label() -> None:
         if len(seen) == len(rows):
             break
     assert sorted(seen) == list(range(3, 40))
+
+
+def test_batches_are_as_full_as_they_may_be_and_padding_is_not_counted_as_seen() -> None:
+    rows = [np.full(length, 1, dtype=np.int64) for length in (4, 4, 4, 4, 8, 8)]
+    assert _cut([0, 1, 2, 3, 4, 5], rows, 16) == [[0, 1, 2, 3], [4, 5]]
+    assert _cut([0, 4], rows, 15) == [[0], [4]]
+    ids_BT, labels_BT = _pad([rows[0], rows[4]])
+    assert ids_BT.shape == (2, 8) and (labels_BT == -100).sum() == 4 == (ids_BT == 0).sum()

@@ -100,6 +100,18 @@ def test_every_answer_position_gets_a_distribution_and_rows_keep_their_order(sha
     assert sum(sum(choices.values()) for choices in facts["chosen"].values()) == counts["positions"]
 
 
+@pytest.mark.parametrize("unit", ["byte", "token"])
+def test_models_are_compared_in_bits_per_byte_of_the_answer_or_in_nats_per_own_token(
+    unit: str, shard: dict[str, Any]
+) -> None:
+    rows, _ = fuse(shard, ["other"], choose={"kind": "mince", "unit": unit})
+    for number, row in enumerate(rows[:4]):
+        for found, name in zip(row["bits_per_byte"], ("pivot", "other"), strict=True):
+            logprobs = shard["scored"][name]["real_logprobs"][number].as_py()
+            units = len(TEXTS[number].encode()) * np.log(2.0) if unit == "byte" else len(logprobs)
+            assert found == pytest.approx(-sum(logprobs) / units, rel=1e-4)
+
+
 def test_the_lower_bits_per_byte_teach_the_whole_row(shard: dict[str, Any]) -> None:
     rows, _ = fuse(shard, ["other"])
     for row in rows[:4]:

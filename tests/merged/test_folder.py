@@ -16,6 +16,7 @@ from fusion_ray.merged.execute import merge_to_folder, write_file
 from fusion_ray.merged.folder import Card, config_dtype, copy_tokenizer, finish_folder
 from fusion_ray.merged.plan import MergePlan, plan_merge
 from fusion_ray.merged.variation import load_squares, plan_measuring
+from fusion_ray.progress import Progress
 from fusion_ray.recipe.merge_methods import METHODS
 from fusion_ray.storage.checkpoints import open_checkpoint
 
@@ -313,3 +314,13 @@ def test_targets_that_are_all_equal_to_the_pivot_give_the_pivot_by_every_method_
         merged = load(tmp_path / method)
         for name, tensor in PIVOT.items():
             torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-7, msg=f"{method}: {name}")
+
+
+def test_progress_counts_the_files_that_are_written(folders: dict[str, str], tmp_path: Path) -> None:
+    told: list[Progress] = []
+    plan = plan_of(folders, file_bytes=20_000)
+    merge_to_folder(plan, str(tmp_path / "out"), told.append)
+    assert len(plan.files) > 1
+    assert [progress.done for progress in told] == list(range(1, len(plan.files) + 1))
+    assert {progress.total for progress in told} == {len(plan.files)}
+    assert [progress.detail for progress in told] == [file.name for file in plan.files]

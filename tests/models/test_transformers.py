@@ -13,7 +13,7 @@ from fusion_ray.errors import EngineError, NonFiniteError
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.models.head import keep_top_k
 from fusion_ray.models.opening import make_scorer
-from fusion_ray.models.transformers import TransformersScorer
+from fusion_ray.models.transformers import TransformersScorer, is_fatal
 from fusion_ray.recipe import TransformersEngine
 
 
@@ -266,3 +266,9 @@ def test_of_equal_values_at_the_edge_of_the_k_the_lowest_ids_are_kept(step):
     kept = keep_top_k(logits_NV, torch.zeros(50, dtype=torch.int64), 10, 8_990)
     want = logits_NV[:, :8_990].sort(descending=True, stable=True).indices[:, :10]
     assert torch.equal(kept.ids_NK, want)
+
+
+def test_lack_of_memory_and_a_device_that_failed_end_a_process_and_other_errors_do_not() -> None:
+    assert is_fatal(torch.OutOfMemoryError("out of memory"))
+    assert is_fatal(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_fatal(RuntimeError("shapes do not match"))

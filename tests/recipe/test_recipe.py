@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -199,3 +200,38 @@ def test_an_artifact_depends_on_every_setting_but_those_of_placement() -> None:
     assert "batch_size" not in section.deciding()["engine"], "marks count in sections within sections"
     taught, untaught = (parse_recipe(SMALL).targets.deciding(without=mark) for mark in (None, TEACHING))
     assert taught.keys() - untaught.keys() == {"lambda_", "lambda_end", "divergence", "tail", "temperature"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused", "accepted"),
+    [
+        ("answers.per_chat", 0, 1),
+        ("targets.checkpoint_every_steps", 0, 1),
+        ("targets.workers", 0, 1),
+        ("targets.rounds", 0, 1),
+        ("targets.max_length", 7, 8),
+        ("targets.retries", -1, 0),
+        ("targets.early_stop.patience", 0, 1),
+        ("report.samples", -1, 0),
+        ("report.views", -1, 0),
+        ("report.sample_tokens", 0, 1),
+        ("report.bootstrap", 99, 100),
+        ("corpus.heldout", 1.0, 0.9),
+    ],
+)
+def test_the_least_that_a_setting_may_be_is_accepted_and_no_less(setting: str, refused: float, accepted: float) -> None:
+    def with_value(value: float) -> Recipe:
+        data: dict[str, Any] = {
+            "name": "x", "pivot": {"model": "p"}, "sources": [{"name": "s", "model": "m"}],
+            "corpus": {"path": "c", "heldout": 0.1, "validation": 0.01},
+        }  # fmt: skip
+        place = data
+        *parents, last = setting.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+        return parse_recipe(data)
+
+    with_value(accepted)
+    with pytest.raises(RecipeError, match=setting.replace(".", r"\.")):
+        with_value(refused)

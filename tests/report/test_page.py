@@ -19,7 +19,7 @@ from fusion_ray.report.heldout import HeldOut, documents_table
 from fusion_ray.report.history import read_curve
 from fusion_ray.report.model_card import add_scores
 from fusion_ray.report.numbers import derive_seed, differences_to_report, measure
-from fusion_ray.report.page import headline, render_page, tell_story
+from fusion_ray.report.page import alignment_rows, headline, render_page, tell_story
 from fusion_ray.report.reading import RunReport
 from fusion_ray.report.statistics.rates import Scores
 from fusion_ray.report.weights import weights_by_part
@@ -238,3 +238,13 @@ def test_a_run_without_a_report_is_an_error_that_says_what_to_do(tmp_path: Path)
     (folder / "6_report" / "report.json").write_text("[]")
     with pytest.raises(CorruptArtifactError, match="not a report"):
         RunReport.read(str(folder))
+
+
+def test_alignment_is_told_in_shares_and_only_as_far_as_every_set_counted_it() -> None:
+    facts = {"positions": 200.0, "covered": 150.0, "groups": 0.0, "trust": 0.5}
+    rows = alignment_rows({"math": {"math": facts}, "code": {"code": facts | {"covered": 50.0, "source_nll": 12.0}}})
+    assert rows == {
+        "pivot answer positions": ["200", "200"],
+        "with a source distribution": ["75.00%", "25.00%"],
+        "trust in the source": ["0.500", "0.500"],
+    }
