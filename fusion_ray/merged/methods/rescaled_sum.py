@@ -22,7 +22,7 @@ Reach = Literal["one", "each"]
 def merge_rescaled_sum(tensor: BlockedTensor, parameters: RescaledSum, _: Context) -> MergedTensor:
     """Add the rescaled sum of the deltas to the base; where no target moved the base stays, bit for bit."""
     gram_JJ = tensor_gram(tensor, minus_first=True)[1:, 1:]
-    factor = sum_factor(gram_JJ, parameters.reach)
+    factor = sum_factor(gram_JJ, parameters.reach or "one")
     return keep_base(tensor) if factor is None else combine(tensor, from_deltas(np.full(len(gram_JJ), factor)))
 
 
