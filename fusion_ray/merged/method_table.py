@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import yaml
 from pydantic.fields import FieldInfo
 
 from fusion_ray.recipe.merge_methods import METHODS, MergeMethod
@@ -26,4 +27,4 @@ def _describe(name: str, field: FieldInfo) -> str:
 
 def _spell(default: Any) -> str:
     """A default as YAML spells it."""
-    return str(default).lower() if isinstance(default, bool) else f"{default}"
+    return yaml.safe_dump(default, default_flow_style=True).split("\n")[0]
