@@ -72,12 +72,12 @@ def build_vocabulary(config: MergekitConfig, checkpoints: Mapping[str, Checkpoin
     tokenizers = {name: _load(checkpoint.folder) for name, checkpoint in checkpoints.items()}
     tokenizer = _choose(settings, tokenizers, checkpoints)
     vocabulary = tokenizer.get_vocab()
-    size = max(len(vocabulary), max(vocabulary.values(), default=0) + 1)
+    size = used = max(vocabulary.values(), default=0) + 1  # More than there are tokens, where ids are left out.
     if settings.pad_to_multiple_of:
         size = -(-size // settings.pad_to_multiple_of) * settings.pad_to_multiple_of
     own_rows = {name: _own_rows(vocabulary, tokenizers[name], checkpoint) for name, checkpoint in checkpoints.items()}
     fallbacks, forced = _fallbacks(settings, vocabulary, own_rows, tokenizers, config.base_model)
-    layout = _Layout(size, len(vocabulary), own_rows, fallbacks, forced)
+    layout = _Layout(size, used, own_rows, fallbacks, forced)
     return JointVocabulary(tokenizer, size, {name: layout.write(name, checkpoints, work) for name in checkpoints})
 
 
@@ -186,7 +186,7 @@ class _Layout(NamedTuple):
 
     Attributes:
         size: Rows of the output's embeddings.
-        used: Rows that belong to a token; those after them are padding.
+        used: Rows up to the last token's; those after it are padding.
         own_rows: By model and id in the output, the row in the model's embedding.
         fallbacks: By id, the rows whose mean a model that lacks the token takes.
         forced: Ids for which every model takes that mean.

@@ -21,15 +21,22 @@ WORDS = {"a": ["<unk>", "red", "green", "blue"], "b": ["<unk>", "blue", "white",
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, str]:
     """Two models; row v of a model's embedding is filled with v + 1, and b's with ten times that."""
-    made = {}
-    for scale, (name, words) in zip((1, 10), WORDS.items(), strict=True):
-        tensors = toy_tensors(hidden=8, vocab=len(words))
-        for key in ("model.embed_tokens.weight", "lm_head.weight"):
-            tensors[key] = (torch.arange(len(words)) + 1.0)[:, None].expand(-1, 8) * scale
-        made[name] = save_toy(tmp_path / name, tensors, torch.float32, {"vocab_size": len(words)})
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(made[name])
+    ids = {name: {word: number for number, word in enumerate(words)} for name, words in WORDS.items()}
+    return {
+        name: save_model(tmp_path / name, words, scale)
+        for scale, (name, words) in zip((1, 10), ids.items(), strict=True)
+    }
+
+
+def save_model(folder: Path, ids: dict[str, int], scale: float) -> str:
+    rows = max(ids.values()) + 1
+    tensors = toy_tensors(hidden=8, vocab=rows)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[key] = (torch.arange(rows) + 1.0)[:, None].expand(-1, 8) * scale
+    made = save_toy(folder, tensors, torch.float32, {"vocab_size": rows})
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(made)
     return made
 
 
@@ -44,7 +51,8 @@ def merge(tmp_path: Path, folders: dict[str, str], base: str | None = "a", **res
     column = load_file(out / "model.safetensors")["model.embed_tokens.weight"][:, 0].tolist()
     assert json.loads((out / "config.json").read_text())["vocab_size"] == len(column)
     vocabulary = AutoTokenizer.from_pretrained(out).get_vocab()
-    padding = {"padding": column[len(vocabulary) :]} if len(column) > len(vocabulary) else {}
+    used = max(vocabulary.values()) + 1
+    padding = {"padding": column[used:]} if len(column) > used else {}
     return {token: [column[place]] for token, place in vocabulary.items()} | padding
 
 
@@ -78,6 +86,12 @@ def test_a_tokens_own_source_and_padding_are_obeyed(tmp_path: Path, folders: dic
     assert found["red"] == [2]
     assert found["new"] == [30]
     assert found["padding"] == pytest.approx([sum(v[0] for t, v in found.items() if t != "padding") / 5] * 3)
+
+
+def test_tokens_whose_ids_come_after_a_gap_keep_their_embeddings(tmp_path: Path, folders: dict[str, str]) -> None:
+    folders["a"] = save_model(tmp_path / "gap", {"<unk>": 0, "red": 1, "green": 2, "blue": 7}, 1)
+    found = merge(tmp_path, folders, tokenizer_source="base")
+    assert found == {"<unk>": [5.5], "red": [21], "green": [3], "blue": [(8 + 20) / 2]}
 
 
 def test_a_tokenizer_of_no_model_is_refused(tmp_path: Path, folders: dict[str, str]) -> None:
