@@ -72,7 +72,7 @@ def take(chosen_T: np.ndarray, topks: Sequence[TopK]) -> TopK:
     )
 
 
-def mix(weights_MT: np.ndarray, topks: Sequence[TopK], top_k: int) -> TopK:
+def average_topks(weights_MT: np.ndarray, topks: Sequence[TopK], top_k: int) -> TopK:
     """Average distributions; the `top_k` largest entries are kept, ties to the lower id, the others go to the tail.
 
     A model that does not cover a position (NaN for its real token) has weight 0 there.

@@ -15,7 +15,7 @@ from fusion_ray.fused.align.exact import Projection, project
 from fusion_ray.fused.align.projector import Projector, build_projector
 from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
 from fusion_ray.fused.align_published.vocabulary_map import MapKind, PairCounts, VocabularyMap, build_map
-from fusion_ray.fused.choose import joint_groups, mix, pick_mince_groups, take, weigh_avgce
+from fusion_ray.fused.choose import average_topks, joint_groups, pick_mince_groups, take, weigh_avgce
 from fusion_ray.fused.trust import believe, count_ratios
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
@@ -171,7 +171,7 @@ class Fuser:
             counts[name] = count_pairs(ours, theirs, tables.vocabulary_map, tables.projector)
         return counts
 
-    def project(self, name: str, pivot: Scored, source: Scored) -> Projection:
+    def align(self, name: str, pivot: Scored, source: Scored) -> Projection:
         """The source's distributions over the pivot's tokens, as the recipe aligns them."""
         align = self.settings.align
         tables = self.tables_of(name, pivot, source)
@@ -211,7 +211,7 @@ class Fuser:
         usable = np.flatnonzero([reason is None for reason in reasons])
         models = {name: read_scored(table.take(usable)) for name, table in scored.items()}
         pivot = models[self.pivot]
-        projections = {name: self.project(name, pivot, models[name]) for name in self.sources if name in models}
+        projections = {name: self.align(name, pivot, models[name]) for name in self.sources if name in models}
         for name, projection in projections.items():
             for turn, problem in projection.problems.items():
                 row = int(np.searchsorted(pivot.answers.row_offsets, turn, side="right")) - 1
@@ -288,7 +288,7 @@ class Fuser:
     def _mix(self, weights_MT: np.ndarray, topks: list[TopK]) -> TopK:
         """Average distributions; of draws all entries are kept."""
         widths = [topk.ids_TK.shape[1] for topk in topks]
-        return mix(weights_MT, topks, sum(widths) if self.drawn else max(widths))
+        return average_topks(weights_MT, topks, sum(widths) if self.drawn else max(widths))
 
     def trust_in(self, name: str) -> float:
         """How often this source is right where it is chosen; 1 where nothing is known."""

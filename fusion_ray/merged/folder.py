@@ -15,6 +15,7 @@ from fusion_ray.merged.execute import FileRecord
 from fusion_ray.merged.plan import DTYPES
 from fusion_ray.storage.filesystem import exists, join, list_files, read_bytes, write_bytes
 from fusion_ray.storage.model_files import TOKENIZER_FILES
+from fusion_ray.storage.run_folder import WEIGHTS
 
 _NAMES_BY_DTYPE = {stored: name for name, stored in DTYPES.items()}
 NEVER_COPIED_FROM_CONFIG = ("_name_or_path", "quantization_config")
@@ -56,7 +57,7 @@ def finish_folder(
     if exists(join(donor, "generation_config.json")):
         write_bytes(join(folder, "generation_config.json"), read_bytes(join(donor, "generation_config.json")))
     weights = {name: found for record in records for name, found in record.weights.items()}
-    write_json(join(folder, "weights.json"), {"method": card.method, "tensors": dict(sorted(weights.items()))})
+    write_json(join(folder, WEIGHTS), {"method": card.method, "tensors": dict(sorted(weights.items()))})
     write_bytes(join(folder, "merge_config.yaml"), yaml.safe_dump(dict(card.config), sort_keys=False).encode())
     write_bytes(join(folder, "README.md"), render_card(card).encode())
     config = json.loads(read_bytes(join(donor, "config.json")))

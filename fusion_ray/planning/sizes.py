@@ -61,7 +61,6 @@ class ModelSize:
 
     parameters: float
     active: float
-    stated: bool
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _model_size(model: Model, folder: str) -> ModelSize | None:
         return _measure(folder)
     if model.parameters is None:
         return None
-    return ModelSize(model.parameters, model.active_parameters or model.parameters, stated=True)
+    return ModelSize(model.parameters, model.active_parameters or model.parameters)
 
 
 def _measure(folder: str) -> ModelSize:
@@ -150,7 +149,7 @@ def _measure(folder: str) -> ModelSize:
     total = sum(tensor.size for tensor in checkpoint.tensors.values())
     experts = sum(tensor.size for name, tensor in checkpoint.tensors.items() if ".experts." in name)
     share = _visited_share(dict(checkpoint.config))
-    return ModelSize(total, total - experts * (1 - share), stated=False)
+    return ModelSize(total, total - experts * (1 - share))
 
 
 def _visited_share(config: dict[str, Any]) -> float:

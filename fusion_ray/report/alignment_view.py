@@ -33,7 +33,7 @@ def view_alignment(fuser: Fuser, source: str, pivot_row: pa.Table, source_row: p
         (text, probability, whether it came); a pivot token also what was `projected` onto it.
     """
     ours, theirs = read_scored(pivot_row), read_scored(source_row)
-    projection = fuser.project(source, ours, theirs)
+    projection = fuser.align(source, ours, theirs)
     projector = fuser.tables_of(source, ours, theirs).projector
     sides = ViewSide(ours.answers, projector.pivot, ours.topk), ViewSide(theirs.answers, projector.source, theirs.topk)
     groups: list[dict[str, Any]] = []

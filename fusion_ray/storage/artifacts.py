@@ -233,15 +233,14 @@ def read_manifest(folder: str) -> Manifest:
 
 
 def model_folder(artifact: Artifact) -> str:
-    """Where an artifact's model lies: in its folder, or in `model` within it.
+    """Where the model lies that an artifact is.
 
     Raises:
-        MissingArtifactError: In neither.
+        MissingArtifactError: There is none.
     """
-    for folder in (artifact.folder, join(artifact.folder, "model")):
-        if exists(join(folder, "config.json")):
-            return folder
-    raise MissingArtifactError(f"{artifact}: no model in {artifact.folder}. Run the stage {artifact.stage} first.")
+    if not exists(join(artifact.folder, "config.json")):
+        raise MissingArtifactError(f"{artifact}: no model in {artifact.folder}. Run the stage {artifact.stage} first.")
+    return artifact.folder
 
 
 def retract_manifest(folder: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from fusion_ray.distributions.mince import has_score, pick_mince
 from fusion_ray.errors import NonFiniteError
-from fusion_ray.fused.choose import joint_groups, mix, pick_mince_groups, take, weigh_avgce
+from fusion_ray.fused.choose import average_topks, joint_groups, pick_mince_groups, take, weigh_avgce
 from fusion_ray.storage.topk import TopK
 
 
@@ -77,7 +77,7 @@ def test_taking_keeps_the_chosen_distribution_of_each_position() -> None:
 def test_mixing_adds_probability_on_the_same_token() -> None:
     pivot = topk_of([{1: 0.5, 2: 0.3}], [0.5], 2)
     source = topk_of([{2: 0.6, 3: 0.2}], [0.1], 2)
-    mixed = mix(np.array([[0.25], [0.75]]), [pivot, source], 2)
+    mixed = average_topks(np.array([[0.25], [0.75]]), [pivot, source], 2)
     assert mixed.ids_TK.tolist() == [[2, 3]]
     np.testing.assert_allclose(np.exp(mixed.logprobs_TK[0]), [0.25 * 0.3 + 0.75 * 0.6, 0.75 * 0.2], rtol=1e-6)
     np.testing.assert_allclose(np.exp(mixed.real_logprobs_T), [0.25 * 0.5 + 0.75 * 0.1], rtol=1e-6)
@@ -86,14 +86,14 @@ def test_mixing_adds_probability_on_the_same_token() -> None:
 def test_mixing_leaves_out_a_model_that_does_not_cover_the_position() -> None:
     pivot = topk_of([{1: 0.5}], [0.5], 1)
     uncovered = TopK(np.array([[-1]], np.int32), np.array([[-np.inf]], np.float32), np.array([np.nan], np.float32))
-    mixed = mix(np.array([[0.25], [0.75]]), [pivot, uncovered], 1)
+    mixed = average_topks(np.array([[0.25], [0.75]]), [pivot, uncovered], 1)
     np.testing.assert_allclose(np.exp(mixed.logprobs_TK), [[0.5]], rtol=1e-6)
     with pytest.raises(NonFiniteError, match="position 0"):
-        mix(np.array([[0.0], [1.0]]), [pivot, uncovered], 1)
+        average_topks(np.array([[0.0], [1.0]]), [pivot, uncovered], 1)
 
 
 def test_mixing_one_model_with_itself_changes_nothing() -> None:
     pivot = topk_of([{1: 0.5, 2: 0.3}, {7: 0.2}], [0.5, 0.1], 2)
-    mixed = mix(np.full((2, 2), 0.5), [pivot, pivot], 2)
+    mixed = average_topks(np.full((2, 2), 0.5), [pivot, pivot], 2)
     np.testing.assert_array_equal(mixed.ids_TK, pivot.ids_TK)
     np.testing.assert_allclose(mixed.logprobs_TK, pivot.logprobs_TK, rtol=1e-6)

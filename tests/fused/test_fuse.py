@@ -71,7 +71,7 @@ def test_the_viewer_shows_what_fusing_does_in_every_mode(align: str, shard: dict
     view = view_alignment(fuser, "other", row["pivot"], row["other"])
     tokens = [token for group in view["groups"] for token in group["pivot"]]
     assert view["shown"] == view["tokens"] == len(tokens) == sum(row["pivot"]["turn_lengths"][0].as_py())
-    expected = fuser.project("other", read_scored(row["pivot"]), read_scored(row["other"])).topk
+    expected = fuser.align("other", read_scored(row["pivot"]), read_scored(row["other"])).topk
     shown = [token.get("projected_real", np.nan) for token in tokens]
     np.testing.assert_allclose(shown, np.exp(expected.real_logprobs_T), rtol=1e-6)
     assert any(entry[1] > 0 for token in tokens for entry in token["projected"])
@@ -237,7 +237,7 @@ def test_draws_that_hit_many_ids_are_not_cut_where_the_pivots_hit_few(shard: dic
     fuser = Fuser(Fused(), {name: shard["folders"][name] for name in ("pivot", "twin")})
     usable = shard["chats"].num_rows - 1
     pivot, twin = (read_scored(table.slice(0, usable)) for table in (few["pivot"], many["twin"]))
-    projected, uncut = (fuser.project("twin", other, twin).topk for other in (pivot, twin))
+    projected, uncut = (fuser.align("twin", other, twin).topk for other in (pivot, twin))
     np.testing.assert_array_equal(projected.ids_TK, uncut.ids_TK)
     assert pivot.topk.ids_TK.shape[1] <= 2 < projected.ids_TK.shape[1]
     for row in fuser.fuse(shard["chats"], few | many).table.to_pylist()[:usable]:
@@ -287,7 +287,7 @@ def test_aligned_draws_are_unbiased(shard: dict[str, Any]) -> None:
     for seed in range(repeats):
         scorer._sampling = DrawSettings(draws, seed)
         table = score_rows(rendered, scorer)
-        projection = fuser.project("twin", read_scored(table), read_scored(table))
+        projection = fuser.align("twin", read_scored(table), read_scored(table))
         for t, (ids, logprobs) in enumerate(zip(projection.topk.ids_TK, projection.topk.logprobs_TK, strict=True)):
             mean_TV[t, ids[ids >= 0]] += np.exp(logprobs[ids >= 0].astype(np.float64)) / repeats
     deviation_TV = np.sqrt(truth_TV * (1 - truth_TV) / (repeats * draws))

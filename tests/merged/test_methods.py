@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from toys.merging import CASES, CLOSE, Case, merge_arrays, models, oracle_of, wide
+from toys.merging import CASES, CLOSE, ArrayTensor, Case, merge_arrays, models, oracle_of, wide
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods import naive, sce
-from fusion_ray.merged.methods.blocks import ArrayTensor
 from fusion_ray.merged.methods.registry import Context, merge_tensor
 
 RNG = np.random.default_rng(2)

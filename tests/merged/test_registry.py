@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cogapp import Cog
-from toys.merging import CASES, merge_blocked
+from toys.merging import CASES, ArrayTensor, merge_blocked
 
 import fusion_ray
 from fusion_ray.errors import RecipeError
@@ -21,7 +21,7 @@ from fusion_ray.merged import methods
 from fusion_ray.merged.mergekit_config import parse_config
 from fusion_ray.merged.method_table import method_table
 from fusion_ray.merged.methods import naive, registry, sce
-from fusion_ray.merged.methods.blocks import ArrayTensor, Block
+from fusion_ray.merged.methods.blocks import Block
 from fusion_ray.merged.methods.registry import find_method
 from fusion_ray.recipe.merge_methods import METHODS, MergeMethod
 

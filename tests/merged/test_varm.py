@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys.merging import context_of, merge_blocked, wide
+from toys.merging import ArrayTensor, context_of, merge_blocked, wide
 
 from fusion_ray.errors import MergeError
 from fusion_ray.merged.methods import naive
-from fusion_ray.merged.methods.blocks import ArrayTensor, MergedTensor, gather
+from fusion_ray.merged.methods.blocks import MergedTensor, gather
 from fusion_ray.merged.methods.sums import delta_squares
 from fusion_ray.merged.methods.varm import group_of, merge_varm, weigh_groups
 from fusion_ray.recipe.merge_methods import Varm

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from toys.merging import merge_arrays
+from toys.merging import ArrayTensor, merge_arrays
 
-from fusion_ray.merged.methods.blocks import ArrayTensor, gather
+from fusion_ray.merged.methods.blocks import gather
 from fusion_ray.merged.methods.registry import Context, merge_tensor
 from fusion_ray.recipe.merge_methods import METHODS
 

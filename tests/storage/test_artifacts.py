@@ -69,11 +69,9 @@ def test_what_is_no_manifest_or_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="fused/math: no model in"):
         model_folder(artifact)
     folder = Path(artifact.folder)
-    (folder / "model").mkdir(parents=True)
+    folder.mkdir(parents=True)
     (folder / "MANIFEST.json").write_text('{"shards": []}')
     with pytest.raises(CorruptArtifactError, match="not a manifest"):
         read_manifest(artifact.folder)
-    (folder / "model" / "config.json").write_text("{}")
-    assert model_folder(artifact) == str(folder / "model")
     (folder / "config.json").write_text("{}")
     assert model_folder(artifact) == str(folder)

@@ -1,15 +1,44 @@
 """Cases of every merge method: settings under which it is compared with its oracle in naive.py."""
 
 import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusion_ray.merged.methods import naive
-from fusion_ray.merged.methods.blocks import ArrayTensor, BlockedTensor, MergedTensor, gather
+from fusion_ray.merged.methods.blocks import Block, BlockedTensor, MergedTensor, as_rows, gather
 from fusion_ray.merged.methods.draws import key_of, uniform
 from fusion_ray.merged.methods.registry import Context, merge_tensor
 from fusion_ray.recipe.merge_methods import METHODS
+
+
+@dataclass(frozen=True)
+class ArrayTensor:
+    """A tensor that is in memory: models_M are M float32 arrays of one shape, read in blocks of `block_rows` rows."""
+
+    models_M: tuple[np.ndarray, ...]
+    block_rows: int = 1 << 30
+    name: str = "tensor"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of each array."""
+        return self.models_M[0].shape
+
+    @property
+    def n_models(self) -> int:
+        """Number of arrays."""
+        return len(self.models_M)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks in order."""
+        rows, columns = as_rows(self.shape)
+        values_MRC = np.stack([model.reshape(rows, columns).astype(np.float32) for model in self.models_M])
+        for start in range(0, rows, self.block_rows):
+            yield Block(start, values_MRC[:, start : start + self.block_rows])
+
 
 SEED = 7
 # Half a unit in the last place of float32, of the result and of the deltas, which are below 0.125.

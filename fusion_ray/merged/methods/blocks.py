@@ -58,32 +58,6 @@ class MergedTensor:
     squares: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
-class ArrayTensor:
-    """A tensor that is in memory: models_M are M float32 arrays of one shape, read in blocks of `block_rows` rows."""
-
-    models_M: tuple[np.ndarray, ...]
-    block_rows: int = 1 << 30
-    name: str = "tensor"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of each array."""
-        return self.models_M[0].shape
-
-    @property
-    def n_models(self) -> int:
-        """Number of arrays."""
-        return len(self.models_M)
-
-    def blocks(self) -> Iterator[Block]:
-        """The blocks in order."""
-        rows, columns = as_rows(self.shape)
-        values_MRC = np.stack([model.reshape(rows, columns).astype(np.float32) for model in self.models_M])
-        for start in range(0, rows, self.block_rows):
-            yield Block(start, values_MRC[:, start : start + self.block_rows])
-
-
 class RowShape(NamedTuple):
     """The shape of a tensor that is seen as rows."""
 
