@@ -171,7 +171,18 @@ class Copy:
 
     def fails(self, tests: Sequence[str], caches: str = "warm") -> bool:
         """Run some tests; whether one failed, or they took too long."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--assert=plain",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow",
+        ]
         command += ["--hypothesis-seed=0", "-o", f"timeout={LIMIT_S // 2}", *tests]
         places = {"PYTHONPATH": str(self.folder), "NUMBA_CACHE_DIR": str(self.folder / f"numba_{caches}")}
         environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}

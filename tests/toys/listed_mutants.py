@@ -159,7 +159,4 @@ EQUIVALENT = {
         "0",
         "1",
     ): "the first column, which there always is, puts others in their place",
-    Change(
-        "answers/stage.py", "threads=max(1, int(settings.cpus_per_actor)),", "1", "2"
-    ): "of a model's threads, where an actor has less than one CPU",
 }
