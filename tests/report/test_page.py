@@ -248,3 +248,11 @@ def test_alignment_is_told_in_shares_and_only_as_far_as_every_set_counted_it() -
         "with a source distribution": ["75.00%", "25.00%"],
         "trust in the source": ["0.500", "0.500"],
     }
+
+
+def test_the_recipe_s_seed_decides_what_the_bootstrap_draws_and_each_use_has_a_seed_of_its_own() -> None:
+    heldout = make_heldout()
+    one, again, other = (measure(heldout, 100, seed) for seed in (0, 0, 1))
+    assert one["differences"] == again["differences"] != other["differences"]
+    assert one["bits_per_byte"] == other["bits_per_byte"]
+    assert len({derive_seed(seed, name) for seed in (0, 1) for name in ("report bootstrap", "judge")}) == 4
