@@ -37,7 +37,9 @@ BESIDE = {
     "answers/stage.py": ("integration/test_answers.py",),
     "chat": ("property/test_chat_boundaries.py",),
     "corpus/stage.py": ("integration/test_bad_chats.py", "integration/test_report.py"),
+    "cli/chat.py": ("integration/test_chat_command.py",),
     "demo": ("integration/test_demo.py",),
+    "distributions": ("storage/test_attempts.py",),
     "distributions/stage.py": ("integration/test_workers.py", "integration/test_bad_chats.py"),
     "fused": ("property/test_alignment_laws.py", "property/test_alignment_dtw.py", "golden/test_align_vectors.py"),
     "fused/stage.py": ("integration/test_answers.py", "integration/test_bad_chats.py"),
@@ -71,7 +73,7 @@ BESIDE = {
     "targets/worker.py": ("integration/test_targets.py",),
 }
 # Tests of tests/integration that start neither Ray nor vLLM nor DeepSpeed.
-LIGHT = ("test_openai", "test_judge_client", "test_push", "test_harness", "test_demo")
+LIGHT = ("test_openai", "test_judge_client", "test_push", "test_harness", "test_demo", "test_chat_command")
 
 
 class Mutant(NamedTuple):
@@ -113,7 +115,7 @@ def listed_mutants(packages: Sequence[str]) -> list[Mutant]:
         )
         line = text[: text.index(listed.old)].count("\n") + 1
         before, after = (" ".join(part.split()) for part in (listed.old, listed.new))
-        mutation = Mutation(line, before, after, text.replace(listed.old, listed.new))
+        mutation = Mutation(line, 0, before, after, text.replace(listed.old, listed.new))
         tests = tuple(f"tests/{path}" for path in listed.tests)
         found.append(Mutant(listed.file, mutation, tests, True))
     return [mutant for mutant in found if package_of(mutant.file) in packages]
@@ -145,6 +147,12 @@ def drawn_mutants(packages: Sequence[str], seed: int, each: int, *, quick: bool 
             file = str(path.relative_to(PACKAGE))
             found.append(Mutant(file, change, checks_of(file), False))
     return found
+
+
+def change_of(file: str, mutation: Mutation) -> Change:
+    """A change as it stands in EQUIVALENT: found again wherever its line moves to."""
+    line = (PACKAGE / file).read_text().splitlines()[mutation.line - 1]
+    return Change(file, line[: mutation.column].lstrip(), mutation.before, mutation.after)
 
 
 def package_of(file: str) -> str:
@@ -233,8 +241,7 @@ def try_all(mutants: Sequence[Mutant], folder: Path) -> list[Outcome]:
             if not isinstance(work, Mutant):
                 assert not copy.fails(work), f"{work} fail without any mutant:\n{copy.output[-1500:]}"
                 return None
-            line = (PACKAGE / work.file).read_text().splitlines()[work.mutation.line - 1].strip()
-            why = EQUIVALENT.get(Change(work.file, line, work.mutation.before, work.mutation.after))
+            why = EQUIVALENT.get(change_of(work.file, work.mutation))
             state = f"equivalent: {why}" if why else "killed" if copy.kills(work) else "lived"
             outcome = Outcome(work, state, time.monotonic() - started)
             print(f"{outcome.state:7} {outcome.seconds:5.0f} s  {work}", flush=True)

@@ -1,6 +1,6 @@
 """The changes that `make mutants` makes: the same for a seed, where they matter, and listed ones that still fit."""
 
-from mutants import PACKAGE, all_packages, checks_of, drawn_mutants, listed_mutants
+from mutants import PACKAGE, all_packages, change_of, checks_of, drawn_mutants, listed_mutants
 from toys.listed_mutants import EQUIVALENT
 from toys.mutations import compiles, list_mutations
 
@@ -73,7 +73,5 @@ def test_a_file_is_tried_by_its_doctests_its_package_and_what_stands_beside_it()
 
 def test_what_is_called_equivalent_still_stands_in_its_file() -> None:
     for change in EQUIVALENT:
-        text = (PACKAGE / change.file).read_text()
-        lines = [line.strip() for line in text.splitlines()]
-        places = [m for m in list_mutations(text) if (m.before, m.after) == (change.before, change.after)]
-        assert any(lines[mutation.line - 1] == change.line for mutation in places), change
+        mutations = list_mutations((PACKAGE / change.file).read_text())
+        assert [change_of(change.file, mutation) for mutation in mutations].count(change) == 1, change

@@ -85,8 +85,11 @@ def test_a_file_that_is_not_what_its_name_says_is_corrupt(tmp_path: Path) -> Non
 
 
 def test_a_folder_gives_its_data_files_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.parquet", "readme.md", "dataset_info.json", "state.json"):
+    (tmp_path / "part").mkdir()
+    names = ("b.jsonl", "a.parquet", "readme.md", "dataset_info.json", "state.json", "part/state.json", "part/c.jsonl")
+    for name in names:
         (tmp_path / name).write_text("")
-    assert [Path(uri).name for uri in chat_files(str(tmp_path))] == ["a.parquet", "b.jsonl"]
+    found = [str(Path(uri).relative_to(tmp_path)) for uri in chat_files(str(tmp_path))]
+    assert found == ["a.parquet", "b.jsonl", "part/c.jsonl"]
     with pytest.raises(RecipeError, match="no such file"):
         chat_files(str(tmp_path / "nowhere.jsonl"))

@@ -140,10 +140,10 @@ LISTED = (
 
 
 class Change(NamedTuple):
-    """A change that nobody can see: the line that it is in, and what stands there before and after."""
+    """A change that nobody can see: what is left of it in its line, and what stands there before and after."""
 
     file: str
-    line: str
+    left: str
     before: str
     after: str
 
@@ -151,12 +151,15 @@ class Change(NamedTuple):
 # With the reason for each.
 EQUIVALENT = {
     Change(
-        "distributions/mince.py", 'n_bytes_N = pc.fill_null(table["n_bytes"], 0).to_numpy()', "0", "1"
+        "distributions/mince.py", 'n_bytes_N = pc.fill_null(table["n_bytes"], ', "0", "1"
     ): "only rejected rows have no bytes, and those are left out by their reason",
     Change(
-        "storage/planes.py",
-        "numbers, rows = np.zeros(0, dtype=np.uint32), Rows(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool))",
-        "0",
-        "1",
+        "distributions/score.py",
+        "return table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=",
+        "False",
+        "True",
+    ): "whether the numbers are copied",
+    Change(
+        "storage/planes.py", "numbers, rows = np.zeros(", "0", "1"
     ): "the first column, which there always is, puts others in their place",
 }

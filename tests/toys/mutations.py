@@ -23,9 +23,10 @@ _LOGGERS = {"log", "_log", "logger", "_logger", "logging", "warnings"}
 
 
 class Mutation(NamedTuple):
-    """One change: its line, what stood there and stands there now, and the text of the file with it."""
+    """One change: its line and column, what stood there and stands there now, and the text of the file with it."""
 
     line: int
+    column: int
     before: str
     after: str
     text: str
@@ -113,4 +114,4 @@ def _put(text: str, node: ast.expr, changed: ast.expr) -> Mutation:
     raw, after = text.encode(), ast.unparse(ast.fix_missing_locations(changed))
     wrapped = after if isinstance(changed, ast.Constant) else f"({after})"
     before = " ".join(raw[start:stop].decode().split())
-    return Mutation(node.lineno, before, after, (raw[:start] + wrapped.encode() + raw[stop:]).decode())
+    return Mutation(node.lineno, node.col_offset, before, after, (raw[:start] + wrapped.encode() + raw[stop:]).decode())
