@@ -25,12 +25,14 @@ from fusion_ray.errors import (
 
 if TYPE_CHECKING:
     from fusion_ray.api import (
+        Inspection,
         Plan,
         Progress,
         Recipe,
         RunReport,
         align,
         fusion_loss,
+        inspect,
         load_recipe,
         merge,
         plan,
@@ -48,6 +50,7 @@ __all__ = [
     "DeadEngineError",
     "EngineError",
     "FusionRayError",
+    "Inspection",
     "MergeError",
     "MethodError",
     "MissingArtifactError",
@@ -61,6 +64,7 @@ __all__ = [
     "__version__",
     "align",
     "fusion_loss",
+    "inspect",
     "load_recipe",
     "merge",
     "plan",

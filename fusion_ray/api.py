@@ -5,8 +5,8 @@ demo/recipe.yaml, the run runs/demo.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fusion_ray.progress import Progress, Tell, silent
 
 if TYPE_CHECKING:
+    from fusion_ray.distributions.inspect_chats import InspectedRow
     from fusion_ray.fused.align.view import GroupView
     from fusion_ray.pipeline.status import Status
     from fusion_ray.planning.forecast import Forecast
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from fusion_ray.targets.soft_target import soft_target
 
 __all__ = [
+    "Inspection",
     "Plan",
     "Progress",
     "Recipe",
     "RunReport",
     "align",
     "fusion_loss",
+    "inspect",
     "load_recipe",
     "merge",
     "plan",
@@ -233,6 +236,100 @@ def align(text: str, pivot: str | Path, source: str | Path, *, score: bool = Fal
     from fusion_ray.fused.align_text import align_text
 
     return align_text(text, str(pivot), str(source), score=score)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A row of chats as a model reads it, and how a source's tokens lie beside.
+
+    Attributes:
+        row: Its tokens, which of them are answer, and what was left out and why.
+        groups: Of its answers in the model's and the source's tokens; None without a source, or where one of them
+            cannot read the row.
+        problem: Why the source cannot read the row or be aligned; None where it can.
+    """
+
+    row: "InspectedRow"
+    groups: "list[GroupView] | None" = None
+    problem: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As data that JSON can hold."""
+        aligned = {} if self.groups is None else {"groups": [asdict(group) for group in self.groups]}
+        return self.row.plain() | aligned | ({} if self.problem is None else {"source_reason": self.problem})
+
+
+def inspect(
+    model: str | Path,
+    chats: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    row: int | None = None,
+    id: str | None = None,
+    count: int = 10,
+    template: str = "native",
+    source: str | Path | None = None,
+    max_length: int = 2048,
+    domain_column: str = "domain",
+) -> list[Inspection]:
+    """Show chats as a model reads them: every token, which are answer, where turns end, what was left out and why.
+
+    Args:
+        model: Model folder or Hub id; only its tokenizer is read.
+        chats: A corpus as `corpus.path` names it, or rows themselves.
+        row, id: One row, by its number from 0 over all files, or by its id.
+        count: How many rows from the first on, where neither is given.
+        template: As the recipe's `template`: native, none, a built-in's name, or a Jinja source.
+        source: Another model; adds how its tokens of the answers lie beside the model's.
+        max_length: As the recipe's `distributions.max_length`.
+        domain_column: As the recipe's `corpus.domain_column`.
+
+    Raises:
+        RecipeError: No such model, chats, row or template.
+        EngineError: The model's tokenizer cannot be loaded.
+
+    >>> import fusion_ray
+    >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    >>> (found,) = fusion_ray.inspect("demo/models/pivot", [{"id": "a", "messages": chat, "tools": ["search"]}])
+    >>> "".join(token.text for token in found.row.tokens if token.answer and not token.end)
+    'Hello.'
+    >>> found.row.dropped
+    ['tools']
+    """
+    from fusion_ray.chat import choose_template
+    from fusion_ray.distributions.inspect_chats import inspect_rows, pick_rows
+    from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_config
+    from fusion_ray.storage.model_files import find_model
+
+    rows = pick_rows(
+        str(chats) if isinstance(chats, str | Path) else chats,
+        row=row, identity=id, count=count, domain_column=domain_column,
+    )  # fmt: skip
+    read = []
+    for place in (model, source) if source is not None else (model,):
+        folder = str(place) if Path(place).is_dir() else find_model(str(place)).folder  # A tokenizer is enough.
+        tokenizer = load_tokenizer(folder)
+        config = read_config(folder) if Path(folder, "config.json").is_file() else {}
+        limit = min(max_length, longest_sequence(config) or max_length)
+        found = inspect_rows(
+            rows, tokenizer, choose_template(template, tokenizer), max_length=limit, domain_column=domain_column
+        )
+        read.append((tokenizer, found))
+    if source is None:
+        return [Inspection(found) for found in read[0][1]]
+    (ours, inspected), (theirs, beside) = read
+    return [_aligned(a, b, ours, theirs) for a, b in zip(inspected, beside, strict=True)]
+
+
+def _aligned(ours: "InspectedRow", theirs: "InspectedRow", tokenizer: Any, other: Any) -> Inspection:
+    from fusion_ray.errors import FusionRayError
+    from fusion_ray.fused.align_text import align_answers
+
+    if ours.rendered is None or theirs.rendered is None:
+        return Inspection(ours, problem=theirs.reason)
+    try:
+        return Inspection(ours, align_answers(ours.rendered, theirs.rendered, tokenizer, other))
+    except FusionRayError as error:
+        return Inspection(ours, problem=str(error))
 
 
 def write_recipe(pivot: str, sources: list[str], corpus: str, out: str | Path = "recipe.yaml") -> Path:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion_ray import api
-from fusion_ray.cli.terminal import out
+from fusion_ray.cli.terminal import out, printable
 
 if TYPE_CHECKING:
     from fusion_ray.fused.align.view import Entry, GroupView, TokenView
@@ -53,7 +53,7 @@ def draw_groups(groups: list["GroupView"], width: int) -> list[Text | Table]:
 
 
 def _cell(tokens: "tuple[TokenView, ...]") -> str:
-    return "|".join(token.shown for token in tokens)
+    return "|".join(printable(token.shown) for token in tokens)
 
 
 def _distributions(groups: list["GroupView"]) -> Table:
@@ -65,12 +65,12 @@ def _distributions(groups: list["GroupView"]) -> Table:
         for number, token in enumerate(group.pivot):
             says = group.source[number].top if number < len(group.source) else ()
             cells = (_entries(entries) for entries in (says, token.projected, token.top))
-            table.add_row(Text(token.shown), *cells)
+            table.add_row(Text(printable(token.shown)), *cells)
     return table
 
 
 def _entries(entries: "tuple[Entry, ...]") -> Text:
     text = Text()
     for entry in entries:
-        text.append(f"{entry.shown} {entry.probability:.2f}  ", style="green" if entry.is_real else "")
+        text.append(f"{printable(entry.shown)} {entry.probability:.2f}  ", style="green" if entry.is_real else "")
     return text

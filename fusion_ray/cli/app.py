@@ -12,6 +12,7 @@ from fusion_ray.cli.chat import chat
 from fusion_ray.cli.demo import demo
 from fusion_ray.cli.doctor import doctor
 from fusion_ray.cli.init import init
+from fusion_ray.cli.inspect import inspect
 from fusion_ray.cli.merge import merge
 from fusion_ray.cli.plan import plan
 from fusion_ray.cli.push import push
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, init, plan, run, show, align, merge, chat, push, doctor):
+for command in (demo, init, inspect, plan, run, show, align, merge, chat, push, doctor):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,18 @@ def say_stopped() -> None:
     """What a run that was told to end says last."""
     out.show_cursor()  # The live lines have hidden it.
     sys.stderr.write("Stopped. What was finished is kept; the same command goes on from there.\n")
+
+
+def printable(text: str) -> str:
+    """Text of data for the terminal: control characters are shown and not obeyed, but for line ends and tabs.
+
+    >>> printable("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\n'
+    """
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) != "Cc" else f"\\x{ord(character):02x}"
+        for character in text
+    )
 
 
 @contextmanager

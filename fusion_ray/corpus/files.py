@@ -43,14 +43,18 @@ def read_chats(uri: str, domain_column: str) -> Iterator[Chat]:
         CorruptArtifactError: The file is not in the format its name promises.
     """
     for row in read_rows(uri):
-        if isinstance(row, str):
-            yield Chat(_hash_id(row), None, None, row)
-            continue
-        messages, reason = messages_of(row)
-        given = row.get("id")
-        identity = str(given) if given not in (None, "") else _hash_id(json.dumps(messages or row, default=str))
-        domain = row.get(domain_column)
-        yield Chat(identity, "all" if domain is None else str(domain), None if reason else messages, reason)
+        yield chat_of(row, domain_column)
+
+
+def chat_of(row: Mapping[str, Any] | str, domain_column: str) -> Chat:
+    """The chat of one row; of a row that could not be read, the reason stands in its place."""
+    if isinstance(row, str):
+        return Chat(_hash_id(row), None, None, row)
+    messages, reason = messages_of(row)
+    given = row.get("id")
+    identity = str(given) if given not in (None, "") else _hash_id(json.dumps(messages or row, default=str))
+    domain = row.get(domain_column)
+    return Chat(identity, "all" if domain is None else str(domain), None if reason else messages, reason)
 
 
 def _hash_id(text: str) -> str:

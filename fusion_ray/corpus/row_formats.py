@@ -48,6 +48,26 @@ def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | Non
     return messages, _complaint(messages)
 
 
+def unread_fields(row: Mapping[str, Any], domain_column: str) -> list[str]:
+    """Fields of a row that hold something and are read by nobody, those of its messages as `messages[].NAME`.
+
+    >>> unread_fields({"id": 1, "tools": ["f"], "messages": [{"role": "user", "content": "", "weight": 0}]}, "domain")
+    ['tools', 'messages[].weight']
+    """
+    key = next((name for name in ("messages", "conversations") if row.get(name)), "text")
+    turns = row.get(key)
+    found = _filled(row, {"id", domain_column, key})
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, dict):
+            read = {"from", "value"} if "from" in turn else {"role", "content"}
+            found += [f"{key}[].{name}" for name in _filled(turn, read)]
+    return list(dict.fromkeys(found))
+
+
+def _filled(fields: Mapping[str, Any], read: set[str]) -> list[str]:
+    return [name for name, value in fields.items() if name not in read and value not in (None, "", [], {})]
+
+
 def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
     if "from" in turn:
         return {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": _plain(turn.get("value"))}

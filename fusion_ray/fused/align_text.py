@@ -1,4 +1,4 @@
-"""`fusion-ray align`: how two tokenizers cut one text, and what alignment moves between two models."""
+"""How two tokenizers cut one text or conversation, and what alignment moves between two models, for people to see."""
 
 from typing import Any, NamedTuple
 
@@ -55,6 +55,37 @@ def align_text(text: str, pivot: str, source: str, *, score: bool) -> list[Group
     return view_turn(0, 0, *_view_sides(ours, theirs, projector), groups, projected, _SHOWN)
 
 
+def align_answers(pivot: Rendered, source: Rendered, pivot_tokenizer: Any, source_tokenizer: Any) -> list[GroupView]:
+    """Align the answers of one conversation as two models read it, turn after turn.
+
+    Raises:
+        AlignmentError: The two do not cover the same bytes.
+    """
+    ours, theirs = (_Side(_answers(rendered), None, _end_of(rendered)) for rendered in (pivot, source))
+    projector = build_projector(pivot_tokenizer, source_tokenizer, pivot_end=ours.end, source_end=theirs.end)
+    partner = pair_turns(ours.answers, theirs.answers)
+    groups = find_groups(ours.answers, theirs.answers, partner, projector.same_vocabulary)
+    sides = _view_sides(ours, theirs, projector)
+    return [
+        group
+        for turn, other in enumerate(partner.tolist())
+        if other >= 0
+        for group in view_turn(turn, other, *sides, groups, None, _SHOWN)
+    ]
+
+
+def _answers(rendered: Rendered) -> AnswerTokens:
+    turns = [
+        AnswerTurn(rendered.input_ids[turn.start : turn.stop], turn.boundaries, turn.ended) for turn in rendered.turns
+    ]
+    return gather_answers([turns])
+
+
+def _end_of(rendered: Rendered) -> int | None:
+    """The token that ends its answers."""
+    return next((int(rendered.input_ids[turn.stop - 1]) for turn in rendered.turns if turn.ended), None)
+
+
 def _view_sides(ours: _Side, theirs: _Side, projector: Projector) -> tuple[ViewSide, ViewSide]:
     return (
         ViewSide(ours.answers, projector.pivot, ours.topk),
@@ -64,10 +95,7 @@ def _view_sides(ours: _Side, theirs: _Side, projector: Projector) -> tuple[ViewS
 
 def _read(text: str, folder: str, tokenizer: Any, score: bool) -> _Side:
     rendered = render(tokenizer, [{"role": "text", "content": text}], "none")
-    (turn,) = rendered.turns
-    ids_T = rendered.input_ids[turn.start : turn.stop]
-    answers = gather_answers([[AnswerTurn(ids_T, turn.boundaries, turn.ended)]])
-    return _Side(answers, _score(folder, rendered) if score else None, int(ids_T[-1]) if turn.ended else None)
+    return _Side(_answers(rendered), _score(folder, rendered) if score else None, _end_of(rendered))
 
 
 def _score(folder: str, rendered: Rendered) -> TopK:

@@ -14,7 +14,8 @@ from fusion_ray.storage.model_files import find_model, text_config
 _LOOKED_AT = 1000
 
 _TEMPLATE = """\
-# Fuses {source_count} source model(s) into the pivot. Next: `fusion-ray plan {file}`, then `fusion-ray run {file}`.
+# Fuses {source_count} source model(s) into the pivot. Next: `fusion-ray inspect PIVOT CHATS` shows the chats as a model
+# reads them, `fusion-ray plan {file}` what a run takes, `fusion-ray run {file}` runs it.
 name: {name}
 seed: 0
 

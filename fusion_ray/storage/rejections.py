@@ -41,6 +41,7 @@ def settle_rejections(artifact: Artifact, records: list[ShardRecord], cap: float
         examples = "; ".join(f"{row['id']}: {row['reason']}" for row in rejected[:3])
         raise ArtifactError(
             f"{artifact}: {len(rejected)} of {rows} rows cannot be used, more than {artifact.stage}.max_rejected "
-            f"({cap:.1%}) allows. First ones: {examples}. All are in {join(artifact.folder, LISTING)}."
+            f"({cap:.1%}) allows. First ones: {examples}. All are in {join(artifact.folder, LISTING)}; "
+            "`fusion-ray inspect MODEL CHATS --id ID` shows one as a model reads it."
         )
     return len(rejected)

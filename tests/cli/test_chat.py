@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from toys.models import byte_level_tokenizer, save_toy
 
-from fusion_ray.cli.chat import chat
+from fusion_ray.cli import chat as chat_module
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talk(folder: Path, lines: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model says to each line."""
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    chat(str(folder), Console(file=io.StringIO()), max_tokens=5, temperature=0.0)
+    monkeypatch.setattr(chat_module, "out", Console(file=io.StringIO()))
+    chat_module.chat(str(folder), max_tokens=5, temperature=0.0)
     return [line for line in capsys.readouterr().out.splitlines() if line.strip()]
 
 

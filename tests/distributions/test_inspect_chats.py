@@ -1,0 +1,99 @@
+"""What inspect shows of a row: its tokens as the stages have them, and what was left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
+
+from fusion_ray import api
+from fusion_ray.chat import choose_template, render
+from fusion_ray.distributions.inspect_chats import InspectedRow, inspect_rows, pick_rows
+from fusion_ray.errors import RecipeError
+
+CHAT: dict[str, Any] = {
+    "id": "a",
+    "domain": "talk",
+    "tools": ["search"],
+    "messages": [
+        {"role": "user", "content": "Hi", "weight": 0},
+        {"role": "assistant", "content": "Hel\x1blo, naïve 漢字 🎉"},
+        {"role": "user", "content": "Bye", "name": ""},
+        {"role": "assistant", "content": "Bye then."},
+    ],
+}
+
+
+def inspect(row: Any, max_length: int = 999) -> InspectedRow:
+    tokenizer = byte_level_tokenizer()
+    (found,) = inspect_rows([row], tokenizer, choose_template("chatml", tokenizer), max_length=max_length)
+    return found
+
+
+def test_answer_tokens_are_those_that_are_scored_and_their_text_is_the_answer() -> None:
+    found = inspect(CHAT)
+    rendered = render(byte_level_tokenizer(), CHAT["messages"], "chatml")
+    assert [token.id for token in found.tokens] == rendered.input_ids.tolist()
+    assert np.flatnonzero([token.answer for token in found.tokens]).tolist() == rendered.positions.tolist()
+    assert [token.weight for token in found.tokens] == [float(token.answer) for token in found.tokens]
+    for turn, message in enumerate(CHAT["messages"][1::2]):
+        text = "".join(token.text for token in found.tokens if token.turn == turn and not token.end)
+        assert text == message["content"]
+    assert sum(token.end for token in found.tokens) == 2
+
+
+def test_fields_that_nobody_reads_are_named_and_empty_ones_are_not() -> None:
+    assert inspect(CHAT).dropped == ["tools", "messages[].weight"]
+    assert inspect({"text": "Once.", "source": "book", "note": None}).dropped == ["source"]
+
+
+def test_what_is_beyond_the_longest_length_is_counted() -> None:
+    whole = inspect(CHAT)
+    cut = inspect(CHAT, max_length=len(whole.tokens) - 8)
+    assert cut.left_out == len(whole.tokens) - len(cut.tokens) >= 8
+    assert cut.tokens[-1].answer
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": []}, "no 'messages'"),
+        ("chats.jsonl line 3: not JSON", "line 3"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no answer"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(row: Any, reason: str) -> None:
+    found = inspect(row)
+    assert found.reason is not None and reason in found.reason
+    assert found.tokens == [] and json.loads(json.dumps(found.plain()))["reason"] == found.reason
+
+
+def test_a_row_is_found_by_its_number_or_its_id(tmp_path: Path) -> None:
+    rows = [CHAT | {"id": str(number)} for number in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:7]))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[7:]))
+
+    def pick(**which: Any) -> list[Any]:
+        asked = {"row": None, "identity": None, "count": 10, "domain_column": "domain"} | which
+        return pick_rows(str(tmp_path), **asked)
+
+    assert [row["id"] for row in pick()] == [str(number) for number in range(10)]
+    assert pick(row=8) == pick(identity="8") == [rows[8]]
+    for which, said in (({"row": 12}, "no row 12"), ({"identity": "x"}, "no row with the id 'x'")):
+        with pytest.raises(RecipeError, match=said):
+            pick(**which)
+
+
+def test_a_source_is_aligned_turn_by_turn_or_says_why_not(tmp_path: Path) -> None:
+    pivot = save_toy(tmp_path / "pivot", "llama", byte_level_tokenizer())
+    source = save_toy(tmp_path / "source", "gpt_neox", sentencepiece_tokenizer())
+    chat = [CHAT["messages"][2], CHAT["messages"][3]]
+    (found,) = api.inspect(pivot, [{"messages": chat}], source=source, template="chatml")
+    assert found.groups is not None and found.problem is None
+    for side in ("pivot", "source"):
+        text = "".join(token.token for group in found.groups for token in getattr(group, side))
+        assert "Bye then." in text
+    (refused,) = api.inspect(pivot, [{"messages": []}], source=source, template="chatml")
+    assert refused.groups is None and refused.row.reason is not None
