@@ -187,3 +187,32 @@ def test_an_artifact_is_done_until_what_it_is_made_from_changes(folder: Path, tm
     Path(first.folder, "MANIFEST.json").write_text("{")
     (status, *_) = list_statuses(recipe)
     assert status.state == "stale" and "not a manifest" in status.why
+
+
+def test_a_model_s_own_engine_and_template_go_before_those_of_all(folder: Path) -> None:
+    math = {"name": "math", "model": str(folder / "math")}
+    code = {"name": "code", "model": str(folder / "code")}
+    own = code | {"engine": {"kind": "openai", "base_url": "http://one/v1"}, "template": "chatml"}
+    found = graph(folder, sources=[math, own])
+    assert found["distributions/code"].settings["engine"]["kind"] == "openai"
+    assert found["distributions/math"].settings["engine"]["kind"] != "openai"
+    assert found["distributions/code"].settings["template"] == "chatml"
+    assert found["distributions/math"].settings["template"] == "native"
+    assert changed(folder, {"sources": [math, code]}, {"sources": [math, own]}) == {
+        "distributions/code", "fused/code", "targets/code", "merged", "report",
+    }  # fmt: skip
+
+
+def test_who_reads_by_the_pivot_s_template_depends_on_the_pivot_s_files(folder: Path) -> None:
+    found = graph(folder, distributions={"template": "pivot"})
+    assert set(found["distributions/math"].models) == {"model", "pivot"}
+    assert set(graph(folder)["distributions/math"].models) == {"model"}
+
+
+def test_one_fused_set_of_all_sources_learns_from_the_answers_of_all(folder: Path) -> None:
+    found = graph(folder, fused={"mode": "multi"}, answers={})
+    assert {str(made) for made in found["targets/multi"].inputs} >= {
+        "fused/multi", "fused/answers/math", "fused/answers/code",
+    }  # fmt: skip
+    assert list(found["fused/multi"].models) == ["pivot", "math", "code"]
+    assert list(found["fused/answers/code"].models) == ["pivot", "math", "code"]

@@ -162,4 +162,10 @@ EQUIVALENT = {
     Change(
         "storage/planes.py", "numbers, rows = np.zeros(", "0", "1"
     ): "the first column, which there always is, puts others in their place",
+    Change(
+        "on_ray/metrics.py", 'self.last = deque([_Finished(self.started, "", ', "0", "-1"
+    ): "of the first entry only the time is read",
+    Change(
+        "on_ray/metrics.py", 'self.last = deque([_Finished(self.started, "", 0, ', "0", "-1"
+    ): "of the first entry only the time is read",
 }
