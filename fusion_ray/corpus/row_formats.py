@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 ROLES = ("system", "user", "assistant", "tool", "text")
-_SHAREGPT_ROLES = {
+# What others call these roles: ShareGPT, Gemini, and the newer names of OpenAI.
+_OTHER_ROLES = {
     "human": "user",
-    "user": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
+    "model": "assistant",
+    "bot": "assistant",
+    "developer": "system",
     "function": "tool",
+    "observation": "tool",
 }
+# Pairs of columns that are one question and one answer.
+_PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("question", "answer"))
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CORPUS_SCHEMA = pa.schema(
@@ -26,59 +29,124 @@ ANSWERS_SCHEMA = CORPUS_SCHEMA.append(pa.field("ended", pa.bool_()))
 
 
 class Chat(NamedTuple):
-    """One conversation, or the reason why a row is none; plain text is one message of role `text`."""
+    """One conversation, or the reason why a row is none; plain text is one message of role `text`.
+
+    Attributes:
+        not_read: Fields of the row that hold something and are read by nobody.
+    """
 
     id: str
     domain: str | None
     messages: list[dict[str, str]] | None
     reason: str | None
+    not_read: tuple[str, ...] = ()
+
+
+class _Shape(NamedTuple):
+    """How a row is read: the columns that hold its conversation, and the turns in them."""
+
+    columns: tuple[str, ...]
+    turns: Any
 
 
 def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | None]:
     """The messages of a row in our shape, and the reason why they cannot be used (None when they can)."""
-    if isinstance(row.get("text"), str) and not row.get("messages"):
-        messages = [{"role": "text", "content": row["text"]}]
-        return messages, _complaint(messages)
-    turns = row.get("messages") or row.get("conversations")
-    if not isinstance(turns, list):
-        return [], "no 'messages', 'conversations' or 'text' in the row"
-    if not all(isinstance(turn, dict) for turn in turns):
+    shape = _shape_of(row)
+    if shape is None:
+        return [], (
+            "no conversation in the row: expected 'messages', 'conversations', 'conversation', 'prompt' and "
+            "'completion', 'prompt' and 'chosen', 'prompt' and 'response', 'question' and 'answer', 'instruction' and "
+            "'output', or 'text'"
+        )
+    if not isinstance(shape.turns, list) or not all(isinstance(turn, dict) for turn in shape.turns):
         return [], "a message is not a role and a content"
-    messages = [_message(turn) for turn in turns]
-    return messages, _complaint(messages)
+    messages = [_message(turn) for turn in shape.turns]
+    return messages, _refused_field(shape.turns) or _complaint(messages)
 
 
-def unread_fields(row: Mapping[str, Any], domain_column: str) -> list[str]:
+def unread_fields(row: Mapping[str, Any], domain_column: str) -> tuple[str, ...]:
     """Fields of a row that hold something and are read by nobody, those of its messages as `messages[].NAME`.
 
-    >>> unread_fields({"id": 1, "tools": ["f"], "messages": [{"role": "user", "content": "", "weight": 0}]}, "domain")
-    ['tools', 'messages[].weight']
+    >>> unread_fields({"id": 1, "tools": ["f"], "messages": [{"role": "user", "content": "", "name": "a"}]}, "domain")
+    ('tools', 'messages[].name')
     """
-    key = next((name for name in ("messages", "conversations") if row.get(name)), "text")
-    turns = row.get(key)
-    found = _filled(row, {"id", domain_column, key})
-    for turn in turns if isinstance(turns, list) else ():
-        if isinstance(turn, dict):
-            read = {"from", "value"} if "from" in turn else {"role", "content"}
-            found += [f"{key}[].{name}" for name in _filled(turn, read)]
-    return list(dict.fromkeys(found))
+    shape = _shape_of(row) or _Shape((), [])
+    found = _filled(row, {"id", domain_column, *shape.columns})
+    for column in shape.columns:
+        for turn in row[column] if isinstance(row.get(column), list) else ():
+            if isinstance(turn, dict):
+                found += [f"{column}[].{name}" for name in _filled(turn, _read_of(turn))]
+    return tuple(dict.fromkeys(found))
+
+
+def _shape_of(row: Mapping[str, Any]) -> _Shape | None:
+    """The first shape that fits; those with turns come before plain text."""
+    for column in ("messages", "conversations", "conversation"):
+        if row.get(column):
+            system = _system(row) if column != "messages" else []
+            turns = row[column]
+            whole = [*system, *turns] if isinstance(turns, list) else turns
+            return _Shape((column, "system") if system else (column,), whole)
+    for question, answer in _PAIRS:
+        if row.get(question) and row.get(answer):
+            turns = [*_system(row), *_turns(row[question], "user"), *_turns(row[answer], "assistant", row[question])]
+            return _Shape((question, answer, "system") if _system(row) else (question, answer), turns)
+    if row.get("chosen") and isinstance(row["chosen"], list):
+        return _Shape(("chosen",), row["chosen"])
+    if row.get("instruction") and row.get("output"):
+        asked = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
+        turns = [*_system(row), *_turns(asked, "user"), *_turns(row["output"], "assistant")]
+        return _Shape(("instruction", "input", "output", "system"), turns)
+    if isinstance(row.get("text"), str):
+        return _Shape(("text",), [{"role": "text", "content": row["text"]}])
+    return None
+
+
+def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    text = row.get("system")
+    return [{"role": "system", "content": text}] if isinstance(text, str) and text else []
+
+
+def _turns(given: Any, role: str, before: Any = None) -> list[Any]:
+    """One side of a pair: a text, or messages; a chosen answer may repeat the messages of its prompt."""
+    if isinstance(given, list):
+        repeats = isinstance(before, list) and given[: len(before)] == before
+        return given[len(before) :] if repeats else given
+    return [{"role": role, "content": given}]
 
 
 def _filled(fields: Mapping[str, Any], read: set[str]) -> list[str]:
     return [name for name, value in fields.items() if name not in read and value not in (None, "", [], {})]
 
 
+def _read_of(turn: Mapping[str, Any]) -> set[str]:
+    return {"from", "value"} if "from" in turn else {"role", "content"}
+
+
 def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
-    if "from" in turn:
-        return {"role": _SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": _plain(turn.get("value"))}
-    return {"role": turn.get("role"), "content": _plain(turn.get("content"))}
+    role, content = (turn["from"], turn.get("value")) if "from" in turn else (turn.get("role"), turn.get("content"))
+    return {"role": _OTHER_ROLES.get(role, role) if isinstance(role, str) else role, "content": _plain(content)}
 
 
 def _plain(content: Any) -> Any:
     """Text of an OpenAI content value, whose newer form is a list of parts."""
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
     return content
+
+
+def _refused_field(turns: list[dict[str, Any]]) -> str | None:
+    """What would be taught wrongly if it were left out: tool calls, and answers that are not to be learnt."""
+    for turn in turns:
+        role = turn.get("from", turn.get("role"))
+        if turn.get("tool_calls") or turn.get("function_call") or role == "function_call":
+            return "an assistant message calls a tool, which cannot be read yet"
+        is_answer = _OTHER_ROLES.get(role, role) == "assistant" if isinstance(role, str) else False
+        if is_answer and (turn.get("weight") not in (None, 1) or turn.get("train") not in (None, True)):
+            return "an answer has a weight, or is not to be trained on, which cannot be obeyed yet"
+    return None
 
 
 def _complaint(messages: list[dict[str, str]]) -> str | None:
@@ -87,9 +155,14 @@ def _complaint(messages: list[dict[str, str]]) -> str | None:
             return f"unknown role {message['role']!r}; expected one of {', '.join(ROLES)}"
         if not isinstance(message["content"], str):
             return f"a {message['role']} message has no text content"
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in message["content"]):
+        if has_surrogates(message["content"]):
             return "lone surrogates: the text is not valid Unicode"
     answers = [message["content"] for message in messages if message["role"] in ("assistant", "text")]
     if not any(answers):
         return "no answer: no assistant turn with text in it"
     return None
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text has lone surrogates, which no file of UTF-8 can hold."""
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -21,7 +21,7 @@ from fusion_ray.corpus.split import split_of
 from fusion_ray.errors import RecipeError
 from fusion_ray.on_ray import streams
 from fusion_ray.on_ray.metrics import Meter
-from fusion_ray.progress import Tell
+from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Corpus, Recipe
 from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
 from fusion_ray.storage.rejections import settle_rejections
@@ -65,6 +65,8 @@ def build_corpus(recipe: Recipe, artifacts: list[Artifact], tell: Tell) -> None:
     records.sort(key=lambda record: (SPLITS.index(record.path.split("/")[0]), record.path))
     rejected = settle_rejections(artifact, records, recipe.corpus.max_rejected)
     facts = _sum_facts(recipe, records) | {"rejected": rejected}
+    said = [f"{rows:,} rows have {name}, which is not read" for name, rows in sorted(facts["not_read"].items())]
+    tell(Progress(str(artifact), 1, 1, "; ".join(said)))
     write_manifest(artifact, seconds=time.monotonic() - started, shards=records, facts=facts)
 
 
@@ -125,12 +127,12 @@ def _commit(artifact: Artifact, split: str, index: int, chats: list[Chat]) -> Sh
     finished = find_shard(artifact.folder, path, artifact.fingerprint)
     if finished:
         return finished
-    columns = [list(column) for column in zip(*chats, strict=True)]
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, CORPUS_SCHEMA, strict=True)], schema=CORPUS_SCHEMA)
+    table = pa.Table.from_pylist([chat._asdict() for chat in chats], schema=CORPUS_SCHEMA)
     usable = [chat for chat in chats if chat.reason is None]
     facts = {
         "rejected": {chat.id: chat.reason for chat in chats if chat.reason},
         "domains": dict(Counter(chat.domain for chat in usable)),
+        "not_read": dict(Counter(name for chat in usable for name in chat.not_read)),
         "answer_bytes": sum(
             len(message["content"].encode()) for chat in usable for message in chat.messages or []
             if message["role"] in ("assistant", "text")
@@ -146,7 +148,8 @@ def _sum_facts(recipe: Recipe, records: list[ShardRecord]) -> dict[str, Any]:
             f"corpus.path '{recipe.corpus.path}': {rows['train']} train and {rows['heldout']} held-out chats; at least "
             "one of each is needed. Give more chats, or set corpus.heldout."
         )
-    domains: Counter[str] = Counter()
+    domains, not_read = Counter[str](), Counter[str]()
     for record in records:
         domains.update(record.facts["domains"])
-    return {"rows_by_split": rows, "domains": dict(domains)}
+        not_read.update(record.facts["not_read"])
+    return {"rows_by_split": rows, "domains": dict(domains), "not_read": dict(not_read)}

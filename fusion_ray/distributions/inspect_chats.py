@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fusion_ray.chat import Rendered, Template, cut, render_all
 from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary
 from fusion_ray.corpus.files import chat_files, chat_of, read_rows
-from fusion_ray.corpus.row_formats import Chat, unread_fields
+from fusion_ray.corpus.row_formats import Chat
 from fusion_ray.errors import AlignmentError, RecipeError
 
 Row = Mapping[str, Any] | str
@@ -107,21 +107,10 @@ def inspect_rows(
     chats = [chat_of(row, domain_column) for row in rows]
     usable = [chat.messages for chat in chats if chat.messages is not None]
     rendered = iter(render_all(tokenizer, usable, template))
-    return [
-        _inspect(row, chat, None if chat.messages is None else next(rendered), tokenizer, max_length, domain_column)
-        for row, chat in zip(rows, chats, strict=True)
-    ]
+    return [_inspect(chat, None if chat.messages is None else next(rendered), tokenizer, max_length) for chat in chats]
 
 
-def _inspect(
-    row: Row,
-    chat: Chat,
-    rendered: Rendered | AlignmentError | None,
-    tokenizer: Any,
-    max_length: int,
-    domain_column: str,
-) -> InspectedRow:
-    dropped = [] if isinstance(row, str) else unread_fields(row, domain_column)
+def _inspect(chat: Chat, rendered: Rendered | AlignmentError | None, tokenizer: Any, max_length: int) -> InspectedRow:
     reason, left_out, kept = chat.reason, 0, None
     if isinstance(rendered, AlignmentError):
         reason = str(rendered)
@@ -132,7 +121,7 @@ def _inspect(
         except AlignmentError as error:
             reason = str(error)
     tokens = [] if kept is None else _tokens(kept, read_vocabulary(tokenizer))
-    return InspectedRow(chat.id, chat.domain, reason, chat.messages or [], dropped, left_out, tokens, kept)
+    return InspectedRow(chat.id, chat.domain, reason, chat.messages or [], list(chat.not_read), left_out, tokens, kept)
 
 
 def _tokens(rendered: Rendered, vocabulary: Vocabulary) -> list[InspectedToken]:

@@ -1,9 +1,11 @@
 """Reading chats from the files people have."""
 
+import csv
 import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -52,7 +54,7 @@ def test_an_id_depends_on_the_content_alone(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
-        ("{}", "no 'messages'"),
+        ("{}", "no conversation in the row"),
         (json.dumps({"messages": [{"role": "wizard", "content": "x"}]}), "unknown role 'wizard'"),
         (json.dumps({"messages": [{"role": "assistant", "content": None}]}), "no text content"),
         (json.dumps({"messages": [{"role": "user", "content": "x"}]}), "no answer"),
@@ -93,3 +95,82 @@ def test_a_folder_gives_its_data_files_in_order(tmp_path: Path) -> None:
     assert found == ["a.parquet", "b.jsonl", "part/c.jsonl"]
     with pytest.raises(RecipeError, match="no such file"):
         chat_files(str(tmp_path / "nowhere.jsonl"))
+
+
+def test_files_of_other_kinds_and_packings_read_like_jsonl(tmp_path: Path) -> None:
+    flat = {"id": "7", "prompt": "Hi, you", "completion": 'Hello\n"there"'}
+    lines = json.dumps(flat) + "\n"
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", "\r\n").encode())
+    (tmp_path / "lines.json").write_text(lines * 2)
+    (tmp_path / "one.json").write_text(json.dumps(flat))
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([flat]).encode())
+    for name, text in (("c.csv", ","), ("t.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(flat), delimiter=text)
+            writer.writeheader()
+            writer.writerow(flat)
+    for packed in ("gz", "zst", "bz2"):
+        codec = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[packed]
+        with pa.output_stream(str(tmp_path / f"p.jsonl.{packed}"), compression=codec) as stream:
+            stream.write(lines.encode())
+    pa.feather.write_feather(pa.Table.from_pylist([flat]), str(tmp_path / "f.feather"))
+    expected = read(tmp_path / "a.jsonl")
+    assert expected[0].messages == [
+        {"role": "user", "content": "Hi, you"}, {"role": "assistant", "content": 'Hello\n"there"'}
+    ]  # fmt: skip
+    for path in sorted(tmp_path.iterdir()):
+        assert read(path)[:1] == expected, path.name
+
+
+def test_what_is_no_chat_in_a_folder_is_left_out_and_splits_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "LICENSE.txt", "README.txt", ".cache/b.jsonl", "deep/.hidden.jsonl", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [Path(uri).name for uri in chat_files(str(tmp_path))] == ["a.jsonl", "notes.txt"]
+    for split in ("train", "test"):
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        (tmp_path / "saved" / split / "data.arrow").write_text("")
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"splits test, train, which must not be mixed.*saved/test'"):
+        chat_files(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        (json.dumps(OPENAI | {"id": "\ud800"}), "id or domain is not valid Unicode"),
+        (json.dumps(OPENAI | {"domain": "\ud800"}), "id or domain is not valid Unicode"),
+    ],
+)
+def test_hostile_rows_keep_their_place(line: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text(line + "\n" + json.dumps(OPENAI))
+    bad, good = read(tmp_path / "c.jsonl")
+    assert bad.reason is not None and reason in bad.reason
+    assert good.reason is None
+    f"{bad.id}{bad.domain}".encode()
+
+
+def test_a_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "na\xefve"}'.encode("latin-1"))
+    with pytest.raises(CorruptArtifactError, match=r"latin\.jsonl: not UTF-8.*iconv"):
+        read(tmp_path / "latin.jsonl")
+    (tmp_path / "number.json").write_text("7")
+    with pytest.raises(CorruptArtifactError, match=r"number\.json: expected an array of rows"):
+        read(tmp_path / "number.json")
+    table = pa.Table.from_pylist([OPENAI] * 500)
+    pq.write_table(table, tmp_path / "cut.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "cut.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("cut.parquet", "cut.arrow"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(CorruptArtifactError, match=name):
+            read(tmp_path / name)
+
+
+def test_a_chat_says_which_fields_of_its_row_nobody_reads(tmp_path: Path) -> None:
+    rows = [OPENAI | {"tools": ["f"], "license": None}, {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, TEXT]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [chat.not_read for chat in read(tmp_path / "c.jsonl")] == [("tools",), ("rejected",), ()]

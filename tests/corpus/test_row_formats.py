@@ -32,7 +32,8 @@ def test_every_lone_surrogate_is_refused_and_their_neighbours_are_not(point: int
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": "Hi"}, "no 'messages', 'conversations' or 'text' in the row"),
+        ({"messages": "Hi"}, "a message is not a role and a content"),
+        ({"messages": [], "title": "Hi"}, "no conversation in the row"),
         ({"messages": ["Hi"]}, "a message is not a role and a content"),
         ({"messages": SAID[:1]}, "no answer: no assistant turn with text in it"),
         ({"messages": [SAID[0], {"role": "assistant", "content": ""}]}, "no answer"),
@@ -43,3 +44,57 @@ def test_every_lone_surrogate_is_refused_and_their_neighbours_are_not(point: int
 )
 def test_a_row_that_is_no_chat_says_why(row: dict[str, Any], reason: str) -> None:
     assert reason in str(messages_of(row)[1])
+
+
+ASKED = "What is 2 + 2?"
+SHAPES: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
+    ({"conversation": [{"role": "user", "content": "Hi"}, {"role": "model", "content": "Hello"}]},
+     [("user", "Hi"), ("assistant", "Hello")]),
+    ({"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+     [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello")]),
+    ({"messages": [{"role": "developer", "content": "Be kind."}, {"role": "bot", "content": "Hello"}]},
+     [("system", "Be kind."), ("assistant", "Hello")]),
+    ({"prompt": ASKED, "completion": "4"}, [("user", ASKED), ("assistant", "4")]),
+    ({"prompt": [{"role": "user", "content": ASKED}], "completion": [{"role": "assistant", "content": "4"}]},
+     [("user", ASKED), ("assistant", "4")]),
+    ({"prompt": ASKED, "chosen": "4", "rejected": "5"}, [("user", ASKED), ("assistant", "4")]),
+    ({"prompt": [{"role": "user", "content": ASKED}],
+      "chosen": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": "4"}]},
+     [("user", ASKED), ("assistant", "4")]),
+    ({"chosen": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": "4"}], "rejected": []},
+     [("user", ASKED), ("assistant", "4")]),
+    ({"prompt": ASKED, "response": "4"}, [("user", ASKED), ("assistant", "4")]),
+    ({"question": ASKED, "answer": "4", "system": "Count."},
+     [("system", "Count."), ("user", ASKED), ("assistant", "4")]),
+    ({"instruction": "Add.", "input": "2 and 2", "output": "4"}, [("user", "Add.\n\n2 and 2"), ("assistant", "4")]),
+    ({"instruction": "Add.", "input": "", "output": "4", "text": "### Add."}, [("user", "Add."), ("assistant", "4")]),
+    ({"text": "All of it.", "conversations": [{"from": "gpt", "value": "Hello"}]}, [("assistant", "Hello")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "expected"), SHAPES)
+def test_the_shapes_that_people_have_become_turns(row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    messages, reason = messages_of(row)
+    assert reason is None
+    assert [(message["role"], message["content"]) for message in messages] == expected
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, "calls a tool"),
+        ({"from": "function_call", "value": "{}"}, "calls a tool"),
+        ({"role": "assistant", "content": "Hello", "weight": 0}, "weight"),
+        ({"role": "assistant", "content": "Hello", "train": False}, "not to be trained on"),
+        ({"role": "assistant", "content": [{"type": "text", "text": None}]}, "no text content"),
+        ({"from": ["human"], "value": "Hi"}, "unknown role"),
+    ],
+)
+def test_what_would_be_taught_wrongly_is_refused_by_name(turn: dict[str, Any], reason: str) -> None:
+    _, found = messages_of({"messages": [*SAID, turn]})
+    assert found is not None and reason in found
+
+
+def test_weights_of_what_is_never_learnt_and_whole_weights_change_nothing() -> None:
+    turns = [SAID[0] | {"weight": 0, "train": False}, SAID[1] | {"weight": 1.0, "train": True}]
+    assert messages_of({"messages": turns}) == (SAID, None)
