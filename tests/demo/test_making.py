@@ -96,3 +96,8 @@ def test_chats_are_written_as_the_recipe_reads_them(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3 * TINY.fusion_chats
     assert set(rows[0]) == {"id", "domain", "messages"}
+
+
+def test_chats_that_begin_alike_and_go_on_differently_are_both_kept() -> None:
+    first = Counter(chat.turns[1] for chat in all_chats(FEW))
+    assert max(first.values()) > 1

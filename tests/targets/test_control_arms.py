@@ -106,3 +106,14 @@ def test_every_arm_can_be_trained_on(arm: pa.Table) -> None:
     assert rows.lengths_N.tolist() == plain.lengths_N.tolist()
     assert rows.answers_N.tolist() == plain.answers_N.tolist()
     assert [len(rows[number].ids_TK) for number in (0, 5)] == [plain.answers_N[0], plain.answers_N[5]]
+
+
+def test_a_usable_row_without_answer_tokens_gives_and_takes_nothing_when_rows_are_shuffled() -> None:
+    table = toy_fused(6)
+    rows = table.to_pylist()
+    empty = {name: [] for name in ("turn_starts", "turn_lengths", "chosen", "topk_ids", "topk_logprobs")}
+    rows[1] |= empty
+    shuffled = as_shuffled(pa.Table.from_pylist(rows, schema=table.schema), 0, "train/00000.parquet").to_pylist()
+    assert shuffled[1] == rows[1] and shuffled[3] == rows[3]
+    assert all(shuffled[n]["topk_ids"] != rows[n]["topk_ids"] for n in (0, 2, 4, 5))
+    assert all(len(shuffled[n]["topk_ids"]) == len(rows[n]["topk_ids"]) for n in range(6) if n != 3)
