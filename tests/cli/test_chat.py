@@ -33,12 +33,14 @@ def test_an_empty_line_begins_anew_and_each_line_is_answered_after_those_before(
     assert twice == once * 2
 
 
-def test_an_answer_ends_where_the_model_ends_it(
+def test_an_answer_ends_where_any_of_the_model_s_settings_ends_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     everything = list(range(len(byte_level_tokenizer())))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": everything}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": everything}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
     whole, cut = ("".join(talk(place, "Hi\n", capsys, monkeypatch)) for place in (folder, tmp_path))
     assert whole.startswith(cut) and len(cut) < len(whole)
