@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fusion_ray.corpus.files import chat_files
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import TEACHING, Evaluate, LocalTask, Recipe
+from fusion_ray.recipe import TEACHING, UNTAUGHT_ARMS, Evaluate, LocalTask, Recipe
 from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.filesystem import absolute, exists, join, list_files, locate, stamp
 from fusion_ray.storage.model_files import ModelFiles, file_hash, find_model, trained_model
@@ -189,7 +189,7 @@ class _Graph:
     ) -> Artifact:
         """A control arm; it learns from the rows of the first fused set, and starts as the targets do."""
         begins = [made for made in (start, anchor) if made is not None]
-        settings = self._training(taught=arm not in ("sft", "longer"))
+        settings = self._training(taught=arm not in UNTAUGHT_ARMS)
         return self._trained(arm, (fused, pivot, *begins), settings=settings, role="control")
 
     def _trained(self, model: str, inputs: tuple[Artifact, ...], **fields: Any) -> Artifact:

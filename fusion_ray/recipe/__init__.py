@@ -18,12 +18,13 @@ from fusion_ray.recipe.models import Model, Source
 from fusion_ray.recipe.recipe import Recipe, is_reserved
 from fusion_ray.recipe.report import Evaluate, HarnessTask, Judge, LocalTask, Report
 from fusion_ray.recipe.section import PLACEMENT, TEACHING, Section
-from fusion_ray.recipe.targets import CONTROL_ARMS, Adapter, ControlArm, EarlyStop, Offload, Targets
+from fusion_ray.recipe.targets import CONTROL_ARMS, UNTAUGHT_ARMS, Adapter, ControlArm, EarlyStop, Offload, Targets
 
 __all__ = [
     "CONTROL_ARMS",
     "PLACEMENT",
     "TEACHING",
+    "UNTAUGHT_ARMS",
     "Actors",
     "Adapter",
     "Answers",

@@ -35,6 +35,7 @@ class EarlyStop(Section):
 
 ControlArm = Literal["sft", "longer", "self", "shuffled"]
 CONTROL_ARMS: tuple[ControlArm, ...] = get_args(ControlArm)
+UNTAUGHT_ARMS: tuple[ControlArm, ...] = ("sft", "longer")  # They learn gold alone.
 
 # Chosen by measurement (docs/quality.md). The SFT control has learned gold before.
 _LAMBDA_FROM_PIVOT, _LAMBDA_FROM_SFT = 0.5, 0.2

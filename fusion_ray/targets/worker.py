@@ -16,7 +16,7 @@ from pyarrow import fs
 from fusion_ray.errors import FusionRayError
 from fusion_ray.on_ray.board import put_on
 from fusion_ray.progress import Progress
-from fusion_ray.recipe import Targets
+from fusion_ray.recipe import UNTAUGHT_ARMS, Targets
 from fusion_ray.storage.artifacts import Artifact, model_folder, read_manifest
 from fusion_ray.storage.filesystem import join, locate, write_bytes
 from fusion_ray.storage.model_files import trained_model
@@ -129,7 +129,7 @@ def _tables(task: TargetTask, split: str) -> Iterator[pa.Table]:
     anchor = _Scored(anchors[0]) if anchors and split == "train" and arm != "longer" else None
     for record in read_manifest(fused.folder).shards_of(split):
         table = read_shard(fused.folder, record, COLUMNS)
-        if arm in ("sft", "longer"):
+        if arm in UNTAUGHT_ARMS:
             table = as_sft(table)
         elif arm == "self":
             table = as_self(table, pivot.rows_of(record))
