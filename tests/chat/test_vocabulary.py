@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from toys.tokenizers import END, FAMILIES, TEXTS, end_of, read_toy, toy_tokenizer
+from toys.tokenizer_families import END, FAMILIES, TEXTS, end_of, read_toy, toy_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from fusion_ray.chat.vocabulary import control_tokens, make_vocabulary, read_vocabulary, refuse_unjoinable

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
-from toys.tokenizers import toy_tokenizer
+from toys.tokenizer_families import toy_tokenizer
 
 from fusion_ray.chat.answer_tokens import AnswerTurn, gather_answers
 from fusion_ray.errors import AlignmentError

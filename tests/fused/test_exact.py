@@ -5,7 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from toys.tokenizers import END, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
+from toys.tokenizer_families import END, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
 
 from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.chat.vocabulary import make_vocabulary

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toys.models import byte_level_tokenizer, save_toy
-from toys.training import HeldoutShards, rows, same, settings, weights
+from toys.training import KeptCheckpoints, rows, same, settings, weights
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import Adapter, Targets
@@ -74,7 +74,7 @@ def test_a_resumed_adapter_ends_with_the_very_weights_of_an_undisturbed_one(
     how = adapted("dora", zero_stage=stage, dtype=dtype)
     how = how.model_copy(update={"adapter": Adapter(kind="dora", rank=4, dropout=0.2)})
     undisturbed = Trainer(pivot, how, seed=0)
-    history = undisturbed.fit(rows(), save=HeldoutShards(tmp_path))
+    history = undisturbed.fit(rows(), save=KeptCheckpoints(tmp_path))
     resumed = Trainer(pivot, how, seed=0)
     assert resumed.fit(rows(), resume_from=tmp_path / "2")[-1].loss == history[-1].loss
     assert same(weights(undisturbed), weights(resumed))

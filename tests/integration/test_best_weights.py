@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from toys.fused import toy_fused
 from toys.models import byte_level_tokenizer, save_toy
-from toys.training import HeldoutShards, rows, same, settings, weights
+from toys.training import KeptCheckpoints, rows, same, settings, weights
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe import Targets
@@ -78,7 +78,7 @@ def test_an_early_stop_ends_the_run_after_so_many_measurements_without_gain(pivo
 
 def test_a_run_that_goes_on_from_a_checkpoint_stops_and_keeps_alike(pivot: str, tmp_path: Path) -> None:
     how = overfitting(keep="best", early_stop={"patience": 3}, checkpoint_every_steps=2)
-    shelf = HeldoutShards(tmp_path)
+    shelf = KeptCheckpoints(tmp_path)
     undisturbed = Trainer(pivot, how, seed=0)
     undisturbed.fit(few_rows(), rows(seed=1), save=shelf)
     for step in (undisturbed.kept_step, undisturbed.kept_step + 2, undisturbed.history[-1].step):

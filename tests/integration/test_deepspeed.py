@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from toys.models import byte_level_tokenizer, save_toy
-from toys.training import HeldoutShards, rows, same, settings, weights
+from toys.training import KeptCheckpoints, rows, same, settings, weights
 
 from fusion_ray.recipe.deepspeed import OFFLOAD_KEYS, ZERO_KEYS
 from fusion_ray.targets.trainer import Trainer
@@ -46,7 +46,7 @@ def test_offloading_changes_where_state_lies_and_not_the_weights(
     plain.fit(rows())
     how = settings(epochs=1, zero_stage=stage, offload={"optimizer": True, "parameters": parameters})
     offloaded = Trainer(pivot, how, seed=0)
-    offloaded.fit(rows(), save=HeldoutShards(tmp_path))
+    offloaded.fit(rows(), save=KeptCheckpoints(tmp_path))
     # Over all weights: a key's bias moves by rounding alone, as attention does not depend on it.
     assert distance(weights(offloaded), weights(plain)) < 1e-5 * distance(before, weights(plain))
     resumed = Trainer(pivot, how, seed=0)

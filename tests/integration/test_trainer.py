@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys.fused import toy_fused
 from toys.models import byte_level_tokenizer, save_toy
-from toys.training import HeldoutShards, anchored_rows, rows, same, settings, weights
+from toys.training import KeptCheckpoints, anchored_rows, rows, same, settings, weights
 from transformers import AutoModelForCausalLM
 
 from fusion_ray.errors import NonFiniteError, RecipeError
@@ -69,7 +69,7 @@ def test_parts_of_a_training_are_its_updates_with_its_learning_rates(pivot: str)
 
 def test_a_part_goes_on_from_its_own_checkpoint(pivot: str, tmp_path: Path) -> None:
     whole = Trainer(pivot, settings(), seed=0)
-    history = whole.fit(rows(), save=HeldoutShards(tmp_path), part=(2, 2))
+    history = whole.fit(rows(), save=KeptCheckpoints(tmp_path), part=(2, 2))
     first = min(int(path.name) for path in tmp_path.iterdir())
     assert history[0].step < first < history[-1].step
     resumed = Trainer(pivot, settings(), seed=0)
@@ -98,7 +98,7 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
     pivot: str, tmp_path: Path, stage: int, dtype: str
 ) -> None:
     how = settings(zero_stage=stage, dtype=dtype, epochs=1)
-    shelf = HeldoutShards(tmp_path)
+    shelf = KeptCheckpoints(tmp_path)
     undisturbed = Trainer(pivot, how, seed=0)
     history = undisturbed.fit(rows(), save=shelf)
     assert shelf.steps[0] == 2
@@ -109,7 +109,7 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
 
 
 def test_a_checkpoint_of_other_settings_is_refused(pivot: str, tmp_path: Path) -> None:
-    Trainer(pivot, settings(epochs=1), seed=0).fit(rows(), save=HeldoutShards(tmp_path))
+    Trainer(pivot, settings(epochs=1), seed=0).fit(rows(), save=KeptCheckpoints(tmp_path))
     with pytest.raises(RecipeError, match="does not fit"):
         Trainer(pivot, settings(epochs=1, zero_stage=2), seed=0).fit(rows(), resume_from=tmp_path / "2")
 
@@ -158,7 +158,7 @@ def test_a_nan_stops_the_run_and_names_step_and_rows(pivot: str, tmp_path: Path)
 
 
 def test_weights_that_explode_stop_the_run_and_keep_the_last_checkpoint(pivot: str, tmp_path: Path) -> None:
-    shelf = HeldoutShards(tmp_path)
+    shelf = KeptCheckpoints(tmp_path)
     how = settings(learning_rate=1e36, schedule="constant", warmup=0.9, clip=1e30, checkpoint_every_steps=1)
     with pytest.raises(NonFiniteError, match="step"):
         Trainer(pivot, how, seed=0).fit(rows(), save=shelf)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from toys.tokenizers import FAMILIES, TEXTS, end_of, read_toy, toy_answer, toy_projector, toy_tokenizer, toy_topk
+from toys.tokenizer_families import (
+    FAMILIES,
+    TEXTS,
+    end_of,
+    read_toy,
+    toy_answer,
+    toy_projector,
+    toy_tokenizer,
+    toy_topk,
+)
 
 from fusion_ray.chat.answer_tokens import gather_answers
 from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys.tokenizers import (
+from toys.tokenizer_families import (
     FAMILIES,
     TEXTS,
     end_of,

@@ -117,8 +117,8 @@ LISTED = (
     ),
     Listed(
         "merged/methods/varm.py",
-        "np.concatenate([[0.0], weights_J])",
-        "np.concatenate([[0.0], weights_J / len(weights_J)])",
+        "combine(tensor, [0.0, *weights]).blocks",
+        "combine(tensor, [0.0, *(weight / len(weights) for weight in weights)]).blocks",
         ("merged",),
     ),
     Listed("merged/methods/linear.py", "    if normalize:\n", "    if not normalize:\n", ("merged",)),

@@ -48,7 +48,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class HeldoutShards:
+class KeptCheckpoints:
     """Keeps the checkpoints that a trainer hands out."""
 
     def __init__(self, folder: Path) -> None:
