@@ -121,7 +121,9 @@ LISTED = (
         "combine(tensor, [0.0, *(weight / len(weights) for weight in weights)]).blocks",
         ("merged",),
     ),
-    Listed("merged/methods/linear.py", "    if parameters.normalize:\n", "    if not parameters.normalize:\n", ("merged",)),
+    Listed(
+        "merged/methods/linear.py", "    if parameters.normalize:\n", "    if not parameters.normalize:\n", ("merged",)
+    ),
     Listed("merged/methods/rescaled_sum.py", "np.sqrt(wanted / whole)", "wanted / whole", ("merged",)),
     Listed(
         "models/head.py",
