@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_ray.errors import RecipeError
 from fusion_ray.progress import Progress, Tell, silent
 
 if TYPE_CHECKING:
@@ -208,6 +209,8 @@ def merge(
         return str(out)
     from fusion_ray.merged.add import add_target
 
+    if len(add) != 1:
+        raise RecipeError(f"merge: add names {len(add)} targets; expected one, such as {{'math': 'models/math'}}.")
     ((name, folder),) = add.items()
     add_target(str(config), name, str(folder), str(out), threads=threads, tell=tell)
     return str(out)
@@ -300,10 +303,8 @@ def inspect(
     from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_config
     from fusion_ray.storage.model_files import find_model
 
-    rows = pick_rows(
-        str(chats) if isinstance(chats, str | Path) else chats,
-        row=row, identity=id, count=count, domain_column=domain_column,
-    )  # fmt: skip
+    given = str(chats) if isinstance(chats, Path) else chats
+    rows = pick_rows(given, row=row, identity=id, count=count, domain_column=domain_column)
     read = []
     for place in (model, source) if source is not None else (model,):
         folder = str(place) if Path(place).is_dir() else find_model(str(place)).folder  # A tokenizer is enough.
@@ -353,7 +354,9 @@ def write_recipe(pivot: str, sources: list[str], corpus: str, out: str | Path = 
     """
     from fusion_ray.planning.recipe_writer import write_recipe as write
 
-    write(pivot, sources, corpus, Path(out))
+    if isinstance(sources, str) or not sources:
+        raise RecipeError(f"write_recipe: expected a list of sources, got {sources!r:.80}.")
+    write(str(pivot), [str(source) for source in sources], str(corpus), Path(out))
     return Path(out)
 
 
@@ -387,6 +390,10 @@ def push(run: str | Path, repository: str, *, private: bool = True, dry_run: boo
 
 
 def _loaded(recipe: "Recipe | str | Path") -> "Recipe":
-    from fusion_ray.recipe import load_recipe
+    from fusion_ray.recipe import Recipe, load_recipe
 
-    return load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"expected a Recipe or the path of one, got {type(recipe).__name__}.")
+    return recipe

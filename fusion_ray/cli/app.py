@@ -18,7 +18,7 @@ from fusion_ray.cli.plan import plan
 from fusion_ray.cli.push import push
 from fusion_ray.cli.run import run
 from fusion_ray.cli.show import show
-from fusion_ray.cli.terminal import say_stopped
+from fusion_ray.cli.terminal import printable, say_stopped
 from fusion_ray.errors import FusionRayError
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ def main() -> None:
         app()
     except FusionRayError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]{type(error).__name__}[/bold red]", end=" ")
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say_stopped()

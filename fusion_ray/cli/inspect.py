@@ -33,6 +33,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show chats as a model reads them: which tokens are answer, where turns end, what was left out and why."""
+    if row is not None and id is not None:
+        raise typer.BadParameter("give --row or --id, not both")
     found = api.inspect(
         model, chats, row=row, id=id, count=count, template=template, source=source, max_length=max_length,
         domain_column=domain_column,
@@ -55,7 +57,7 @@ def inspect(
 
 def _draw(found: api.Inspection) -> Iterator[Text]:
     row = found.row
-    yield Text(f"{printable(row.id)}  {printable(row.domain or '')}", style="bold")
+    yield Text(printable(f"{row.id:.200}  {row.domain or ''}".replace("\n", "\\n")), style="bold")
     if row.dropped:
         yield Text(f"not read: {printable(', '.join(row.dropped))}", style="yellow")
     if row.reason is not None:

@@ -32,14 +32,20 @@ def say_stopped() -> None:
     sys.stderr.write("Stopped. What was finished is kept; the same command goes on from there.\n")
 
 
+# Control and format characters (but not the joiners of words and emoji), line separators, lone surrogates.
+_STEERING = ("Cc", "Cf", "Zl", "Zp", "Cs")
+
+
 def printable(text: str) -> str:
-    """Text of data for the terminal: control characters are shown and not obeyed, but for line ends and tabs.
+    """Text of data for the terminal: characters that would steer it are shown and not obeyed, but line ends and tabs.
 
     >>> printable("a\\x1b[31m\\n")
     'a\\\\x1b[31m\\n'
     """
     return "".join(
-        character if character in "\n\t" or unicodedata.category(character) != "Cc" else f"\\x{ord(character):02x}"
+        character
+        if character in "\n\t\u200c\u200d" or unicodedata.category(character) not in _STEERING
+        else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
 

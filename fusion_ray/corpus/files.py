@@ -32,11 +32,18 @@ def chat_files(path: str) -> list[str]:
     Raises:
         RecipeError: Nothing is there, or a dataset of several splits, of which one must be named.
     """
+    if not path:
+        raise RecipeError("corpus.path is empty. Give a file or a folder of chats.")
     if path.endswith(_EXTENSIONS):
         if not exists(path):
             raise RecipeError(f"corpus.path '{path}': no such file.")
         return [path]
-    names = [name for name in list_files(path, recursive=True) if name.endswith(_EXTENSIONS)]
+    try:
+        names = [name for name in list_files(path, recursive=True) if name.endswith(_EXTENSIONS)]
+    except NotADirectoryError:
+        raise RecipeError(
+            f"corpus.path '{path}': a file of an unknown kind; known: {', '.join(_EXTENSIONS)}."
+        ) from None
     if "dataset_dict.json" in names:
         splits = sorted({name.split("/")[0] for name in names if "/" in name})
         raise RecipeError(
@@ -82,8 +89,15 @@ def chat_of(row: Mapping[str, Any] | str, domain_column: str) -> Chat:
     labels = [identity, "all" if domain is None else str(domain)]
     if any(has_surrogates(label) for label in labels):
         reason = "lone surrogates: its id or domain is not valid Unicode"
-        labels = [label.encode("utf-8", "replace").decode() for label in labels]
-    return Chat(labels[0], labels[1], None if reason else messages, reason, unread_fields(row, domain_column))
+    # Reasons quote what is in the row, and fields are its own names.
+    labels = [_valid(label) for label in labels]
+    not_read = tuple(_valid(name) for name in unread_fields(row, domain_column))
+    return Chat(labels[0], labels[1], None if reason else messages, reason and _valid(reason), not_read)
+
+
+def _valid(text: str) -> str:
+    """The text with a question mark for every lone surrogate, which no file of UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _hash_id(text: str) -> str:
@@ -96,7 +110,8 @@ def read_rows(uri: str) -> Iterator[Mapping[str, Any] | str]:
     Raises:
         CorruptArtifactError: The file is not in the format its name promises.
     """
-    kind = next(kind for kind in (".parquet", ".arrow", ".feather", *_TEXT_FILES) if kind in uri[uri.rfind("/") :])
+    file = uri.rsplit("/", 1)[-1]
+    kind = next(kind for kind in (".parquet", ".arrow", ".feather", *_TEXT_FILES) if kind in file)
     try:
         if kind == ".parquet":
             with locate(uri).filesystem.open_input_file(locate(uri).path) as file:
@@ -179,10 +194,11 @@ def _read_lines(uri: str, text: str) -> Iterator[Mapping[str, Any] | str]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        failed = True
         try:
-            row = json.loads(line)
+            row, failed = json.loads(line), False
         except ValueError as error:
             row = f"{uri} line {number}: not JSON ({error})"
         except RecursionError:
             row = f"{uri} line {number}: nested too deeply"
-        yield row if isinstance(row, dict | str) else f"{uri} line {number}: not a JSON object"
+        yield row if isinstance(row, dict) or failed else f"{uri} line {number}: not a JSON object"

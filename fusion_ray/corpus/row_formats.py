@@ -17,6 +17,8 @@ _OTHER_ROLES = {
     "function": "tool",
     "observation": "tool",
 }
+_COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "response", "question",
+            "answer", "instruction", "output", "text")  # fmt: skip
 # Pairs of columns that are one question and one answer.
 _PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("question", "answer"))
 
@@ -53,6 +55,9 @@ def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | Non
     """The messages of a row in our shape, and the reason why they cannot be used (None when they can)."""
     shape = _shape_of(row)
     if shape is None:
+        empty = [name for name in _COLUMNS if name in row]
+        if empty:
+            return [], f"nothing to read in {', '.join(empty)}: no text and no messages there"
         return [], (
             "no conversation in the row: expected 'messages', 'conversations', 'conversation', 'prompt' and "
             "'completion', 'prompt' and 'chosen', 'prompt' and 'response', 'question' and 'answer', 'instruction' and "
@@ -94,9 +99,11 @@ def _shape_of(row: Mapping[str, Any]) -> _Shape | None:
     if row.get("chosen") and isinstance(row["chosen"], list):
         return _Shape(("chosen",), row["chosen"])
     if row.get("instruction") and row.get("output"):
-        asked = "\n\n".join(str(row[name]) for name in ("instruction", "input") if row.get(name))
-        turns = [*_system(row), *_turns(asked, "user"), *_turns(row["output"], "assistant")]
-        return _Shape(("instruction", "input", "output", "system"), turns)
+        parts = [row[name] for name in ("instruction", "input") if row.get(name) not in (None, "")]
+        asked = "\n\n".join(parts) if all(isinstance(part, str) for part in parts) else parts
+        turns = [*_system(row), {"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+        columns = ("instruction", "input", "output")
+        return _Shape((*columns, "system") if _system(row) else columns, turns)
     if isinstance(row.get("text"), str):
         return _Shape(("text",), [{"role": "text", "content": row["text"]}])
     return None
@@ -110,8 +117,8 @@ def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _turns(given: Any, role: str, before: Any = None) -> list[Any]:
     """One side of a pair: a text, or messages; a chosen answer may repeat the messages of its prompt."""
     if isinstance(given, list):
-        repeats = isinstance(before, list) and given[: len(before)] == before
-        return given[len(before) :] if repeats else given
+        asked = before if isinstance(before, list) else [{"role": "user", "content": before}]
+        return given[len(asked) :] if given[: len(asked)] == asked else given
     return [{"role": role, "content": given}]
 
 
@@ -154,7 +161,7 @@ def _complaint(messages: list[dict[str, str]]) -> str | None:
         if message["role"] not in ROLES:
             return f"unknown role {message['role']!r}; expected one of {', '.join(ROLES)}"
         if not isinstance(message["content"], str):
-            return f"a {message['role']} message has no text content"
+            return f"a message of role {message['role']} has no text content, but {message['content']!r:.40}"
         if has_surrogates(message["content"]):
             return "lone surrogates: the text is not valid Unicode"
     answers = [message["content"] for message in messages if message["role"] in ("assistant", "text")]

@@ -74,8 +74,15 @@ def pick_rows(
         domain_column: The corpus section's.
 
     Raises:
-        RecipeError: Nothing is there, or no such row.
+        RecipeError: Nothing is there, no such row, or these are no rows.
     """
+    if isinstance(chats, Mapping) or not isinstance(chats, str | Sequence):
+        raise RecipeError(f"inspect: expected a path or a list of rows, got {type(chats).__name__}.")
+    for each in () if isinstance(chats, str) else chats:
+        if not isinstance(each, Mapping):
+            raise RecipeError(f"inspect: a row is a mapping, got {each!r:.80}.")
+    if count < 1:
+        raise RecipeError(f"inspect: {count} rows were asked for; expected at least 1.")
     found: list[Row] = []
     for number, given in enumerate(_rows_of(chats)):
         if identity is not None and chat_of(given, domain_column).id == identity:

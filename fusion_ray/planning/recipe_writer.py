@@ -6,9 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from fusion_ray.corpus.files import chat_files, read_chats
 from fusion_ray.errors import RecipeError
-from fusion_ray.recipe import is_reserved, load_recipe
+from fusion_ray.recipe import is_reserved, parse_recipe
 from fusion_ray.storage.model_files import find_model, text_config
 
 _LOOKED_AT = 1000
@@ -107,8 +109,11 @@ def write_recipe(pivot: str, sources: list[str], corpus: str, output: Path) -> N
         gpus=int(gpu),
         zero_stage=2 if gpu else 0,
     )
-    output.write_text(text, encoding="utf-8")
-    load_recipe(output)
+    parse_recipe(yaml.safe_load(text), where=str(output))
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{output}: the recipe cannot be written ({error}). Give another place.") from error
 
 
 def _look_at(model: str) -> _Look:

@@ -27,6 +27,8 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply for a recipe.") from None
     return parse_recipe(data, where=str(path), overrides=overrides)
 
 
@@ -51,7 +53,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected section.key=value, such as targets.learning_rate=1e-5.")
     for parent in parents:
         data = _enter(data, parent, override)
-    data[last] = _parse_value(value)
+    try:
+        data[last] = _parse_value(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"--set {override:.200}: the value is not valid YAML ({error}).") from None
 
 
 def _parse_value(value: str) -> Any:

@@ -51,7 +51,11 @@ class Recipe(Section):
     def _source_names_are_free(self) -> "Recipe":
         names = [source.name for source in self.sources]
         for name in names:
-            if is_reserved(name) or names.count(name) > 1:
+            if is_reserved(name):
+                raise ValueError(
+                    f"sources: the name '{name}' is reserved: folders or columns of a run have it; give another one"
+                )
+            if names.count(name) > 1:
                 raise ValueError(f"sources: the name '{name}' is taken; give every source a name of its own")
         return self
 

@@ -28,7 +28,7 @@ def test_answers_stand_between_brackets_where_there_are_no_colours(
     shown = printed(monkeypatch, capsys, tmp_path)
     (answer,) = [line for line in shown.splitlines() if "⟧" in line and "⟦tok" not in line]
     assert answer.split("⟦")[1].replace("|", "").startswith("Hel\\x1b]0;X\\x07lo.")
-    assert "not read: tools" in shown and "refused: no conversation" in shown
+    assert "not read: tools" in shown and "refused: nothing to read in messages" in shown
     assert "1 of 2 rows usable" in shown
     assert "\x1b" not in shown and "\x07" not in shown
 

@@ -174,3 +174,17 @@ def test_a_chat_says_which_fields_of_its_row_nobody_reads(tmp_path: Path) -> Non
     rows = [OPENAI | {"tools": ["f"], "license": None}, {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, TEXT]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [chat.not_read for chat in read(tmp_path / "c.jsonl")] == [("tools",), ("rejected",), ()]
+
+
+def test_a_file_is_found_by_its_bare_name_and_other_kinds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chats.jsonl").write_text(json.dumps(OPENAI) + '\n"x"\n' + json.dumps(OPENAI | {"k\ud800": 1}))
+    first, second, third = read_chats("chats.jsonl", "domain")
+    assert first.reason is None and "line 2: not a JSON object" in str(second.reason)
+    "".join(third.not_read).encode()
+    Path("chats.docx").write_text("")
+    for path, said in (("chats.docx", "unknown kind"), ("", "is empty")):
+        with pytest.raises(RecipeError, match=said):
+            chat_files(path)

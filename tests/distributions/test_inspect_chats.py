@@ -59,7 +59,7 @@ def test_what_is_beyond_the_longest_length_is_counted() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": []}, "no conversation"),
+        ({"messages": []}, "nothing to read in messages"),
         ("chats.jsonl line 3: not JSON", "line 3"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no answer"),
     ],
