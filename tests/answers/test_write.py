@@ -295,7 +295,7 @@ def test_an_answer_s_row_has_its_author_s_number_or_a_reason(tmp_path: Path) -> 
     [
         ({"answers": {"per_chats": 2}}, "did you mean 'per_chat'"),
         ({"answers": {"temperature": 0}}, "greater than 0"),
-        ({"sources": [{"name": "answers", "model": "m"}]}, "the name 'answers' is taken"),
+        ({"sources": [{"name": "answers", "model": "m"}]}, "the name 'answers' is reserved"),
     ],
 )
 def test_a_wrong_recipe_says_what_is_wrong(change: dict[str, Any], expected: str) -> None:
