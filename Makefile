@@ -83,7 +83,7 @@ chaos: setup ## Fifty seeded kills over all stages; every run must end in the sa
 
 SEED ?= 0
 
-mutants: setup ## Do the tests bite: small mistakes planted in every package must fail them (half an hour; SEED=0)
+mutants: setup ## Do the tests bite: small mistakes planted in every package must fail them (SEED=0)
 	$(BIN)/python tests/mutants.py --seed $(SEED)
 
 docs: setup ## Regenerate the command output in README and docs

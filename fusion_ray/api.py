@@ -300,6 +300,7 @@ def inspect(
     """
     from fusion_ray.chat import choose_template
     from fusion_ray.distributions.inspect_chats import inspect_rows, pick_rows
+    from fusion_ray.distributions.score import RenderSettings
     from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_config
     from fusion_ray.storage.model_files import find_model
 
@@ -311,10 +312,8 @@ def inspect(
         tokenizer = load_tokenizer(folder)
         config = read_config(folder) if Path(folder, "config.json").is_file() else {}
         limit = min(max_length, longest_sequence(config) or max_length)
-        found = inspect_rows(
-            rows, tokenizer, choose_template(template, tokenizer), max_length=limit, domain_column=domain_column
-        )
-        read.append((tokenizer, found))
+        settings = RenderSettings(choose_template(template, tokenizer), limit, "cut")
+        read.append((tokenizer, inspect_rows(rows, tokenizer, settings, domain_column=domain_column)))
     if source is None:
         return [Inspection(found) for found in read[0][1]]
     (ours, inspected), (theirs, beside) = read

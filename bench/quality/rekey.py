@@ -11,7 +11,6 @@ shard's rows are compared before and after.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fusion_ray.models.opening import trained_engine
 from fusion_ray.pipeline.graph import build_graph
 from fusion_ray.recipe import Recipe, parse_recipe
 from fusion_ray.report.stage import scores_fingerprint, trained_models
@@ -109,19 +107,14 @@ def _rekey_shard(folder: str, path: str, fingerprint: str) -> dict[str, Any]:
 def _rekey_scores(recipe: Recipe, report: Artifact, old: dict[str, str]) -> None:
     corpus = report.input_of("corpus")
     for model in trained_models(report):
-        before = _scores_before(recipe, old[corpus.folder], old[model.artifact.folder])
+        before = scores_fingerprint(recipe, old[corpus.folder], old[model.artifact.folder])
         for file in sorted(Path(model.folder).rglob("*.parquet")):
             footer = json.loads(pq.ParquetFile(file).schema_arrow.metadata[_FOOTER_KEY])
             if footer["fingerprint"] == before:
                 path = file.relative_to(model.folder).as_posix()
-                _rekey_shard(model.folder, path, scores_fingerprint(recipe, corpus, model.artifact))
-
-
-def _scores_before(recipe: Recipe, corpus: str, model: str) -> str:
-    settings, engine = recipe.distributions, trained_engine(recipe).model_dump(mode="json")
-    reading = [recipe.pivot.template or settings.template, settings.max_length, settings.too_long]
-    parts = json.dumps([corpus, model, engine, reading], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+                _rekey_shard(
+                    model.folder, path, scores_fingerprint(recipe, corpus.fingerprint, model.artifact.fingerprint)
+                )
 
 
 if __name__ == "__main__":

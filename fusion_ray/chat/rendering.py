@@ -44,8 +44,10 @@ def render_all(
     written = [_write(tokenizer, messages, template) for messages in conversations]
     texts = [item.text for item in written if isinstance(item, _Written)]
     encodings = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else ())
+    vocabulary, control = read_vocabulary(tokenizer), control_tokens(tokenizer).ids
     return [
-        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings)) for item in written
+        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings), vocabulary, control)
+        for item in written
     ]
 
 
@@ -101,14 +103,15 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
-def _tokenised(tokenizer: Any, written: _Written, encoding: Any) -> Rendered | AlignmentError:
-    vocabulary = read_vocabulary(tokenizer)
+def _tokenised(
+    tokenizer: Any, written: _Written, encoding: Any, vocabulary: Vocabulary, control: frozenset[int]
+) -> Rendered | AlignmentError:
     ends = token_ends(encoding, written.text, written.raw, vocabulary)
     input_ids = np.array(encoding.ids, dtype=np.int32)
     if written.spans is None:
         return _plain(tokenizer, written, input_ids, ends.ends_T, bool(ends.changed_T.any()))
     bytes_before = char_to_byte(written.text)
-    tokens = _Tokens(input_ids, ends.ends_T, vocabulary, control_tokens(tokenizer).ids)
+    tokens = _Tokens(input_ids, ends.ends_T, vocabulary, control)
     turns = tuple(_turn(span, tokens, written.raw, bytes_before) for span in written.spans)
     if any(turn.start == 0 and len(turn) for turn in turns):
         return AlignmentError("the first answer token is the first token of all, so nothing predicts it.")

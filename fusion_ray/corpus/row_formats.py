@@ -94,14 +94,15 @@ def _shape_of(row: Mapping[str, Any]) -> _Shape | None:
             return _Shape((column, "system") if system else (column,), whole)
     for question, answer in _PAIRS:
         if row.get(question) and row.get(answer):
-            turns = [*_system(row), *_turns(row[question], "user"), *_turns(row[answer], "assistant", row[question])]
+            asked = _turns(row[question], "user")
+            turns = [*_system(row), *asked, *_without_repeat(_turns(row[answer], "assistant"), asked)]
             return _Shape((question, answer, "system") if _system(row) else (question, answer), turns)
     if row.get("chosen") and isinstance(row["chosen"], list):
         return _Shape(("chosen",), row["chosen"])
     if row.get("instruction") and row.get("output"):
         parts = [row[name] for name in ("instruction", "input") if row.get(name) not in (None, "")]
-        asked = "\n\n".join(parts) if all(isinstance(part, str) for part in parts) else parts
-        turns = [*_system(row), {"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+        task = "\n\n".join(parts) if all(isinstance(part, str) for part in parts) else parts
+        turns = [*_system(row), {"role": "user", "content": task}, {"role": "assistant", "content": row["output"]}]
         columns = ("instruction", "input", "output")
         return _Shape((*columns, "system") if _system(row) else columns, turns)
     if isinstance(row.get("text"), str):
@@ -114,12 +115,14 @@ def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": text}] if isinstance(text, str) and text else []
 
 
-def _turns(given: Any, role: str, before: Any = None) -> list[Any]:
-    """One side of a pair: a text, or messages; a chosen answer may repeat the messages of its prompt."""
-    if isinstance(given, list):
-        asked = before if isinstance(before, list) else [{"role": "user", "content": before}]
-        return given[len(asked) :] if given[: len(asked)] == asked else given
-    return [{"role": role, "content": given}]
+def _turns(given: Any, role: str) -> list[Any]:
+    """One side of a pair: messages, or a text of that role."""
+    return given if isinstance(given, list) else [{"role": role, "content": given}]
+
+
+def _without_repeat(answered: list[Any], asked: list[Any]) -> list[Any]:
+    """The answer's messages; a chosen answer may repeat those of its prompt."""
+    return answered[len(asked) :] if answered[: len(asked)] == asked else answered
 
 
 def _filled(fields: Mapping[str, Any], read: set[str]) -> list[str]:

@@ -4,10 +4,11 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fusion_ray.chat import Rendered, Template, cut, render_all
+from fusion_ray.chat import Rendered, render_all
 from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary
 from fusion_ray.corpus.files import chat_files, chat_of, read_rows
 from fusion_ray.corpus.row_formats import Chat
+from fusion_ray.distributions.score import RenderSettings, fit
 from fusion_ray.errors import AlignmentError, RecipeError
 
 Row = Mapping[str, Any] | str
@@ -108,22 +109,24 @@ def _rows_of(chats: str | Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def inspect_rows(
-    rows: Sequence[Row], tokenizer: Any, template: Template, *, max_length: int, domain_column: str = "domain"
+    rows: Sequence[Row], tokenizer: Any, settings: RenderSettings, *, domain_column: str = "domain"
 ) -> list[InspectedRow]:
     """Read rows as the stages do: the corpus's rules, the model's template and tokenizer, and the longest length."""
     chats = [chat_of(row, domain_column) for row in rows]
     usable = [chat.messages for chat in chats if chat.messages is not None]
-    rendered = iter(render_all(tokenizer, usable, template))
-    return [_inspect(chat, None if chat.messages is None else next(rendered), tokenizer, max_length) for chat in chats]
+    rendered = iter(render_all(tokenizer, usable, settings.template))
+    return [_inspect(chat, None if chat.messages is None else next(rendered), tokenizer, settings) for chat in chats]
 
 
-def _inspect(chat: Chat, rendered: Rendered | AlignmentError | None, tokenizer: Any, max_length: int) -> InspectedRow:
+def _inspect(
+    chat: Chat, rendered: Rendered | AlignmentError | None, tokenizer: Any, settings: RenderSettings
+) -> InspectedRow:
     reason, left_out, kept = chat.reason, 0, None
     if isinstance(rendered, AlignmentError):
         reason = str(rendered)
     elif rendered is not None:
         try:
-            kept = rendered if len(rendered.input_ids) <= max_length else cut(rendered, max_length)
+            kept = fit(rendered, settings)
             left_out = len(rendered.input_ids) - len(kept.input_ids)
         except AlignmentError as error:
             reason = str(error)

@@ -102,7 +102,7 @@ def render_rows(chats: pa.Table, tokenizer: Any, settings: RenderSettings) -> pa
     for number, rendered in zip(usable, render_all(tokenizer, conversations, settings.template), strict=True):
         try:
             whole = _as_it_ended(rendered, ended[number])
-            fitted = _fit(whole, settings)
+            fitted = fit(whole, settings)
             rows[number] |= _columns_of(fitted) | {"cut": fitted is not whole}
         except FusionRayError as error:
             rows[number]["reason"] = str(error)
@@ -115,7 +115,12 @@ def _as_it_ended(rendered: Rendered | FusionRayError, ended: bool) -> Rendered:
     return rendered if ended else break_off(rendered)
 
 
-def _fit(rendered: Rendered, settings: RenderSettings) -> Rendered:
+def fit(rendered: Rendered, settings: RenderSettings) -> Rendered:
+    """A conversation within the longest length: cut, or refused if the recipe says so.
+
+    Raises:
+        AlignmentError: It is too long and may not be cut, or no answer token stands within the length.
+    """
     if len(rendered.input_ids) <= settings.max_length:
         return rendered
     if settings.too_long == "reject":

@@ -163,9 +163,8 @@ class _Graph:
     ) -> Iterator[_Round]:
         """The rounds of training one after the other; each starts from what the one before was merged into."""
         count = self.recipe.targets.rounds
-        has_sft = "sft" in self.recipe.targets.controls
-        start = sft if self.recipe.targets.start == "sft" and has_sft else None
-        base = sft if self.recipe.merged.base == "sft" and has_sft else None
+        start = sft if self.recipe.targets.start == "sft" else None
+        base = sft if self.recipe.merged.base == "sft" else None
         for number in range(1, count + 1):
             between = number if number < count else 0
             anchor = None if start is None else self.anchor(start, pivot)

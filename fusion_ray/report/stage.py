@@ -159,7 +159,7 @@ def _score_trained(
 
 def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: list[ShardRecord]) -> list[ShardRecord]:
     """Score some shards with one model, which is loaded only if one of them is missing."""
-    fingerprint = scores_fingerprint(recipe, corpus, model.artifact)
+    fingerprint = scores_fingerprint(recipe, corpus.fingerprint, model.artifact.fingerprint)
     found = [find_shard(model.folder, shard.path, fingerprint) for shard in shards]
     todo = [shard for shard, record in zip(shards, found, strict=True) if record is None]
     records = [record for record in found if record is not None]
@@ -183,12 +183,17 @@ def _score_shards(recipe: Recipe, corpus: Artifact, model: ScoredModel, shards: 
     return records
 
 
-def scores_fingerprint(recipe: Recipe, corpus: Artifact, model: Artifact) -> str:
-    """What a scored shard depends on; adding a source to the run leaves the scores of the other targets valid."""
+def scores_fingerprint(recipe: Recipe, corpus: str, model: str) -> str:
+    """What a scored shard depends on; adding a source to the run leaves the scores of the other targets valid.
+
+    Args:
+        recipe: The run.
+        corpus, model: Fingerprints of these artifacts.
+    """
     engine = trained_engine(recipe).model_dump(mode="json")
     settings = recipe.distributions
     reading = [recipe.pivot.template or settings.template, settings.max_length, settings.too_long]
-    parts = [corpus.fingerprint, model.fingerprint, engine, reading]
+    parts = [corpus, model, engine, reading]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

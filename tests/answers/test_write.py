@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from toys.fused import scored_shard
 from toys.models import FLOAT32, byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray.answers.write import _Wanted, answer_anew
@@ -24,29 +25,16 @@ from fusion_ray.models.transformers import TransformersGenerator, TransformersSc
 from fusion_ray.recipe import Answers, Distributions, Fused, Model, parse_recipe
 
 
-def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
-    """A distributions shard by the log-probabilities of its real tokens and its bytes; None is a rejected row."""
-    return pa.Table.from_pylist(
-        [
-            {"id": str(n), "reason": "no"}
-            if row is None
-            else {"id": str(n), "real_logprobs": row[0], "n_bytes": row[1]}
-            for n, row in enumerate(rows)
-        ],
-        schema=DISTRIBUTIONS_SCHEMA,
-    )
-
-
 def test_a_source_knows_best_what_it_alone_fits_best_byte_for_byte() -> None:
     tables = {
-        "pivot": scored(([-4.0], 4), ([-1.0, -1.0], 4), ([-4.0], 4), None, ([float("nan")], 4), None),
-        "one": scored(([-3.0], 4), ([-1.0, -1.0], 4), ([-3.0], 4), ([-1.0], 4), ([-9.0], 4), None),
-        "two": scored(([-3.5], 4), ([-4.0], 4), ([-1.0, -1.0], 2), None, ([-9.0], 2), None),
+        "pivot": scored_shard(([-4.0], 4), ([-1.0, -1.0], 4), ([-4.0], 4), None, ([float("nan")], 4), None),
+        "one": scored_shard(([-3.0], 4), ([-1.0, -1.0], 4), ([-3.0], 4), ([-1.0], 4), ([-9.0], 4), None),
+        "two": scored_shard(([-3.5], 4), ([-4.0], 4), ([-1.0, -1.0], 2), None, ([-9.0], 2), None),
     }
     assert best_known(tables, "one").tolist() == [0, 2, 3, 4]
     assert best_known(tables, "two").tolist() == []
     assert best_known(tables, "pivot").tolist() == [1]
-    assert best_known({"pivot": scored(), "one": scored()}, "one").tolist() == []
+    assert best_known({"pivot": scored_shard(), "one": scored_shard()}, "one").tolist() == []
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------

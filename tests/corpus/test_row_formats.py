@@ -104,3 +104,8 @@ def test_what_would_be_taught_wrongly_is_refused_by_name(turn: dict[str, Any], r
 def test_weights_of_what_is_never_learnt_and_whole_weights_change_nothing() -> None:
     turns = [SAID[0] | {"weight": 0, "train": False}, SAID[1] | {"weight": 1.0, "train": True}]
     assert messages_of({"messages": turns}) == (SAID, None)
+
+
+def test_an_empty_question_of_a_pair_is_refused_and_not_left_out() -> None:
+    prompt = [{"role": "user", "content": None}]
+    assert "no text content" in str(messages_of({"prompt": prompt, "completion": "Hello"})[1])

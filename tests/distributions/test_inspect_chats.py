@@ -11,6 +11,7 @@ from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 from fusion_ray import api
 from fusion_ray.chat import choose_template, render
 from fusion_ray.distributions.inspect_chats import InspectedRow, inspect_rows, pick_rows
+from fusion_ray.distributions.score import RenderSettings
 from fusion_ray.errors import RecipeError
 
 CHAT: dict[str, Any] = {
@@ -28,7 +29,8 @@ CHAT: dict[str, Any] = {
 
 def inspect(row: Any, max_length: int = 999) -> InspectedRow:
     tokenizer = byte_level_tokenizer()
-    (found,) = inspect_rows([row], tokenizer, choose_template("chatml", tokenizer), max_length=max_length)
+    settings = RenderSettings(choose_template("chatml", tokenizer), max_length, "cut")
+    (found,) = inspect_rows([row], tokenizer, settings)
     return found
 
 

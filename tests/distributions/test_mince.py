@@ -3,25 +3,11 @@
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from toys.fused import scored_shard
 
 from fusion_ray.distributions.mince import _bits_per_byte, best_known, has_score, pick_mince
-from fusion_ray.distributions.score import DISTRIBUTIONS_SCHEMA
 from fusion_ray.errors import NonFiniteError
-
-
-def scored(*rows: tuple[list[float], int] | None) -> pa.Table:
-    """A distributions shard by the log-probabilities of its real tokens and its bytes; None is a rejected row."""
-    return pa.Table.from_pylist(
-        [
-            {"id": str(n), "reason": "no"}
-            if row is None
-            else {"id": str(n), "real_logprobs": row[0], "n_bytes": row[1]}
-            for n, row in enumerate(rows)
-        ],
-        schema=DISTRIBUTIONS_SCHEMA,
-    )
 
 
 def test_a_tie_goes_to_the_lower_row_and_what_has_no_score_loses() -> None:
@@ -38,11 +24,11 @@ def test_an_example_that_nobody_has_scored_is_named() -> None:
 
 def test_a_token_of_one_in_four_over_two_bytes_is_one_bit_a_byte() -> None:
     quarter = -math.log(4.0)
-    found = _bits_per_byte(scored(([quarter], 2), ([quarter, quarter], 8), None, ([], 0)))
+    found = _bits_per_byte(scored_shard(([quarter], 2), ([quarter, quarter], 8), None, ([], 0)))
     np.testing.assert_allclose(found, [1.0, 0.5, np.nan, np.nan])
 
 
 def test_where_all_models_say_the_same_the_pivot_knows_best() -> None:
-    tables = {name: scored(([-1.0], 3), ([-2.0], 3)) for name in ("pivot", "one", "two")}
+    tables = {name: scored_shard(([-1.0], 3), ([-2.0], 3)) for name in ("pivot", "one", "two")}
     assert best_known(tables, "pivot").tolist() == [0, 1]
     assert best_known(tables, "one").tolist() == best_known(tables, "two").tolist() == []

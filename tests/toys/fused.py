@@ -1,24 +1,12 @@
-"""Small fused sets made from a seed: two-turn chats of random tokens with random top-k distributions."""
+"""Small shards: fused sets made from a seed (two-turn chats of random tokens with random top-k), and scores by hand."""
 
 import numpy as np
 import pyarrow as pa
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("domain", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("turn_starts", pa.list_(pa.int32())),
-        ("turn_lengths", pa.list_(pa.int32())),
-        ("chosen", pa.list_(pa.int8())),
-        ("real_logprobs", pa.list_(pa.float32())),
-        ("topk_ids", pa.list_(pa.int32())),
-        ("topk_logprobs", pa.list_(pa.float32())),
-        ("bits_per_byte", pa.list_(pa.float32())),
-        ("n_bytes", pa.int32()),
-        ("reason", pa.string()),
-    ]
-)
+from fusion_ray.distributions.score import DISTRIBUTIONS_SCHEMA
+from fusion_ray.fused.fuse import FUSED_SCHEMA
+
+SCHEMA = FUSED_SCHEMA.insert(len(FUSED_SCHEMA) - 1, pa.field("n_bytes", pa.int32()))
 
 
 def toy_fused(n_rows: int = 24, *, vocabulary: int = 300, k: int = 4, seed: int = 0, longest: int = 60) -> pa.Table:
@@ -59,3 +47,16 @@ def _row(random: np.random.Generator, number: int, vocabulary: int, k: int, long
         "n_bytes": 3 * n,
         "reason": None,
     }
+
+
+def scored_shard(*rows: tuple[list[float], int] | None) -> pa.Table:
+    """A distributions shard by the log-probabilities of its real tokens and its bytes; None is a rejected row."""
+    return pa.Table.from_pylist(
+        [
+            {"id": str(n), "reason": "no"}
+            if row is None
+            else {"id": str(n), "real_logprobs": row[0], "n_bytes": row[1]}
+            for n, row in enumerate(rows)
+        ],
+        schema=DISTRIBUTIONS_SCHEMA,
+    )
