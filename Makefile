@@ -55,8 +55,8 @@ test-unit: setup ## Unit tests and doctests: no Ray, no server, no training (abo
 test: setup ## Tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: setup ## All tests
-	$(BIN)/python -m pytest
+test-all: setup ## All tests, the property tests with new examples
+	$(BIN)/python -m pytest --hypothesis-profile=searching
 
 lint: setup ## Style, types, import floors
 	$(BIN)/ruff check
