@@ -18,7 +18,7 @@ _COMPARED = {
 }
 _COMPUTED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
 _EXTREMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "argmin": "argmax"}
-_COUNTED = 8  # A larger number is tuned, such as the bytes of a chunk: off by one it does the same.
+_COUNTED = 2  # These are places, steps and bounds; a larger number is chosen, and off by one it does the same.
 _LOGGERS = {"log", "_log", "logger", "_logger", "logging", "warnings"}
 
 
