@@ -16,7 +16,7 @@ def pick(values: list[int], kind: Literal[1, 2] = 1) -> int:
         raise ValueError(f"{len(values) + 1} values")
     logger.info(len(values) + 7)
     pairs = zip(values, values, strict=True)
-    return max(values) - sum(a * b for a, b in pairs) + len("ä") + 5
+    return max(values) - sum(a * b for a, b in pairs) + len("ä") + 2 + 7
 '''
 
 
@@ -30,11 +30,12 @@ def test_every_operator_is_tried_where_it_changes_what_the_code_does() -> None:
         ("values[0] < 0", "values[0] >= 0"),
         ("a * b", "a / b"),
         ("max(values)", "min(values)"),
-        ("5", "6"),
-        ("5", "4"),
+        ("2", "3"),
+        ("2", "1"),
         ("0", "1"),
     }  # fmt: skip
     assert ("1", "2") in found, "a default"
+    assert not found & {("7", "8"), ("7", "6")}, "a chosen size"
 
 
 def test_docstrings_annotations_messages_logging_and_assertions_stay_as_they_are() -> None:
