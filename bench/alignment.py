@@ -3,6 +3,7 @@
     python bench/alignment.py            # everything, about twenty minutes on two cores
     python bench/alignment.py laws       # conservation on real pairs x kinds of text
     python bench/alignment.py speed      # tokens per second and core, and beside literal dynamic time warping
+    python bench/alignment.py growth     # time and memory of texts that are one group, by their length
     python bench/alignment.py modes      # the table of docs/fused.md: every mode on a real model's distributions
 
 Times are CPU seconds of one thread. `warm` means that the strings of the text have been seen before, as most have
@@ -12,6 +13,7 @@ after the first shards of a corpus; `cold` that none has.
 import argparse
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import permutations
@@ -45,7 +47,7 @@ TOP_K = 10
 
 
 def main() -> None:
-    measures = {"laws": measure_laws, "speed": measure_speed, "modes": measure_modes}
+    measures = {"laws": measure_laws, "speed": measure_speed, "growth": measure_growth, "modes": measure_modes}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(measures))
     parts = parser.parse_args().parts or list(measures)
@@ -81,6 +83,44 @@ def measure_speed() -> None:
         _report("speed, warm", case, "tokens/s/core", len(ours) / warm, ">= 1e6", len(ours) / warm >= 1e6)
     for tokens in (500, 2048):
         _beside_literal(tokens)
+
+
+REPEATED = ("{}", "ok", "[]", "хаха", "=", "_", "#")
+SHORT, LONG = 1_000, 200_000
+
+
+def measure_growth() -> None:
+    """Texts of one string over and over, which some pairs cut nowhere: what a token costs in short and in long ones."""
+    for pivot, source in (("llama3_1", "gemma3"), ("mistral_v1", "gpt4o")):
+        # So few strings are remembered that each text is new every time.
+        projector = build_projector(real_tokenizer(pivot), real_tokenizer(source), max_strings=1)
+        for part in REPEATED:
+            # Short texts come twenty to a shard, so that what a shard costs whatever it holds weighs little.
+            (short_us, short_bytes, _), (long_us, long_bytes, longest) = (
+                _cost_of_token(pivot, source, projector, [part * (characters // len(part))] * rows)
+                for characters, rows in ((SHORT, 20), (LONG, 1))
+            )
+            case = f"{pivot} <- {source}, {part!r} for {LONG} characters, groups of up to {longest} tokens"
+            for unit, long, short in (
+                ("us of CPU a token", long_us, short_us),
+                ("bytes a token", long_bytes, short_bytes),
+            ):
+                ratio, peer = long / short, f"for {SHORT} characters"
+                report(Measurement("alignment", case, unit, long, short, peer, ratio, "ratio <= 2", ratio <= 2))
+
+
+def _cost_of_token(pivot: str, source: str, projector: Projector, texts: list[str]) -> tuple[float, float, int]:
+    """Microseconds and bytes for each token of both sides, and the pivot tokens of the longest group."""
+    ours, theirs = (answers_of(real_tokenizer(name), texts) for name in (pivot, source))
+    topk = made_up(theirs, projector.source, TOP_K, np.random.default_rng(0))
+    groups = project(ours, theirs, topk, projector).groups
+    taken = _cpu_seconds(partial(project, ours, theirs, topk, projector), repeats=1)
+    tracemalloc.start()
+    project(ours, theirs, topk, projector)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    tokens = len(ours) + len(theirs)
+    return 1e6 * taken / tokens, peak / tokens, int((groups.pivot_stop - groups.pivot_start).max())
 
 
 def _beside_literal(tokens: int) -> None:

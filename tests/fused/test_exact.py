@@ -47,9 +47,11 @@ def hand_made_projector() -> Projector:
         np.array([token for row, _ in ordered for token in row], np.int32),
         np.cumsum([0, *(len(row) for row, _ in ordered)]),
         np.arange(len(ordered) + 1) / 7,
+        max(len(row) for row, _ in ordered),
         np.frombuffer(b"".join(by_bytes), np.uint8).copy(),
         np.cumsum([0, *map(len, by_bytes)]),
         np.arange(len(by_bytes) + 1) / 7,
+        max(map(len, by_bytes)),
     )
     pivot, source = make_vocabulary(PIVOT, special=[7]), make_vocabulary(SOURCE, special=[5])
     return Projector(pivot, source, 7, 5, False, StringTable(rows), shares, encoder)  # type: ignore[arg-type]

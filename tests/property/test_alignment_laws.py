@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys.tokenizer_families import (
+    APART,
     FAMILIES,
     TEXTS,
     end_of,
@@ -17,6 +18,7 @@ from toys.tokenizer_families import (
 )
 
 from fusion_ray.chat.answer_tokens import gather_answers
+from fusion_ray.fused.align import naive
 from fusion_ray.fused.align.exact import InnerTail, Projection, project
 from fusion_ray.fused.align.naive import Position, project_naively
 from fusion_ray.storage.topk import TopK
@@ -65,6 +67,38 @@ def test_the_fast_path_equals_the_literal_leaves(
     inner_tail: InnerTail, pivot: str, source: str, text: str, seed: int
 ) -> None:
     projection, positions, _ = aligned(pivot, source, text, seed, inner_tail=inner_tail, top_k=500)
+    assert_equal_everywhere(projection, positions)
+
+
+# Runs that are longer than the window in which a leaf is tokenised, in groups of their own.
+long_texts = st.lists(st.tuples(st.sampled_from(["{}", "}{", "{", "}", " "]), st.integers(1, 50)), max_size=3).map(
+    lambda runs: "".join(part * count for part, count in runs)
+)
+
+
+@pytest.mark.parametrize("inner_tail", ["unigram", "none"])
+@settings(FEW, max_examples=15)
+@given(st.permutations(APART), long_texts, seeds)
+def test_in_groups_of_any_length_the_fast_path_equals_the_literal_leaves(
+    inner_tail: InnerTail, pair: list[str], text: str, seed: int
+) -> None:
+    projection, positions, _ = aligned(*pair, text, seed, inner_tail=inner_tail, top_k=300)
+    assert_equal_everywhere(projection, positions)
+    assert projection.violation_nats <= 1e-4
+
+
+def test_leaves_that_are_cut_to_the_window_are_those_of_the_whole_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    pivot, source = APART
+    text = "{}" * 90 + "end"
+    projection, _, topk = aligned(pivot, source, text, seed=0, top_k=300)
+    assert max(projection.groups.pivot_stop - projection.groups.pivot_start) >= 90
+    monkeypatch.setattr(naive, "WINDOW", 10**9)
+    monkeypatch.setattr(naive, "FARTHEST", 10**9)
+    answers = [toy_answer(toy_tokenizer(name), text) for name in (pivot, source)]
+    assert_equal_everywhere(projection, project_naively(*answers, topk, toy_pair(pivot, source)))
+
+
+def assert_equal_everywhere(projection: Projection, positions: list[Position | None]) -> None:
     assert not projection.problems
     for t, position in enumerate(positions):
         assert position is not None

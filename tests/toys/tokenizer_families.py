@@ -20,6 +20,8 @@ TEXTS = (
     "ice cream 🍦🍨 family 👩‍👩‍👧 e\u0301 n\u0303   spaces\t\ttabs\r\nlines",
 )
 END = "<|end|>"
+# Tokens of these two end together nowhere within `{}{}{}`: all of it is one group.
+APART = ("merges {}", "merges }{")
 FAMILIES = ("byte_bpe", "byte_bpe_small", "byte_bpe_nfc", "sentencepiece", "sentencepiece_legacy", "unigram")
 
 
@@ -30,6 +32,8 @@ def toy_tokenizer(family: str) -> Tokenizer:
         return _byte_bpe(280 if family.endswith("small") else 420, family.endswith("nfc"))
     if family == "unigram":
         return _unigram()
+    if family in APART:
+        return _merging(*family.removeprefix("merges "))
     return _sentencepiece(legacy=family.endswith("legacy"))
 
 
@@ -111,6 +115,16 @@ def _byte_bpe(size: int, nfc: bool) -> Tokenizer:
         ),
     )
     tokenizer.add_tokens(["<tool>"])
+    return tokenizer
+
+
+def _merging(left: str, right: str) -> Tokenizer:
+    """Bytes, and one token of two of them."""
+    letters = [END, *sorted(pre_tokenizers.ByteLevel.alphabet()), left + right]
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [(left, right)]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
     return tokenizer
 
 

@@ -92,7 +92,7 @@ def project(
     inputs = Inputs(
         groups.pivot_start, groups.pivot_stop, groups.source_start, groups.source_stop, fold_G,
         problems[groups.turn] != FINE, pivot.ids_T, source.ids_T, source_topk.ids_TK, source_topk.logprobs_TK,
-        source_topk.real_logprobs_T, leaves.extra_S, leaves.entries_XK, projector.strings.tokens,
+        source_topk.real_logprobs_T, leaves.extra_S, leaves.entries_XK, leaves.base_S, projector.strings.tokens,
         projector.strings.offsets, projector.pivot.flat_bytes, projector.pivot.offsets, projector.source.offsets,
     )  # fmt: skip
     outputs = _make_outputs(len(pivot), len(groups), top_k or source_topk.ids_TK.shape[1])

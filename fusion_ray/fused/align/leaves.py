@@ -12,6 +12,8 @@ from fusion_ray.fused.align.projector import ENDED, TEXT, Projector
 from fusion_ray.fused.compiled import compiled
 
 UNKNOWN = -1
+WINDOW = 64  # bytes of a group before a leaf that its tokens are found from; see `find_leaves`
+FARTHEST = 4 * WINDOW  # where both texts go apart, leaves up to here are still written out
 _LIKELY_BYTES = 24  # of a string; longer ones only cost a second pass
 
 
@@ -20,15 +22,18 @@ class Leaves:
     """Where the tokens of each leaf are found.
 
     A leaf at source position s, kept entry k is entry `entries_XK[extra_S[s], k]` of the string table, or the source
-    id itself where `extra_S[s]` is -1.
+    id itself where `extra_S[s]` is -1. The first `base_S[s]` pivot tokens of the group come before those of the entry.
 
     Attributes:
         extra_S: Row of `entries_XK` of each source position, int64.
         entries_XK: Entries of the string table, int64; UNKNOWN where the leaf's bytes are not known.
+        base_S: Pivot tokens of the group that every leaf of a source position begins with, int64; 0 but in groups
+            longer than WINDOW.
     """
 
     extra_S: np.ndarray
     entries_XK: np.ndarray
+    base_S: np.ndarray
 
 
 class Comparison(NamedTuple):
@@ -65,15 +70,21 @@ def find_leaves(
     ids_SK: np.ndarray,
     projector: Projector,
 ) -> Leaves:
-    """List the leaves that need more than a source id, and look their pivot tokens up."""
+    """List the leaves that need more than a source id, and look their pivot tokens up.
+
+    Written out from the start of their group, the leaves of n source tokens would have n^2 bytes: ten thousand
+    characters of `{}{}{}` took 14 GB. So a leaf that begins more than WINDOW bytes into its group begins, by
+    definition, with the real path's pivot tokens up to WINDOW bytes before it, and only what follows is tokenised.
+    """
     extra_S = np.full(len(source), -1, dtype=np.int64)
     extras = _number_extras(groups.source_start, groups.source_stop, fold_G, extra_S)
     entries_XK = np.full((extras, ids_SK.shape[1]), UNKNOWN, dtype=np.int64)
+    base_S = np.zeros(len(source), dtype=np.int64)
     vocabulary: Vocabulary = projector.source
     fixed = (
-        groups.pivot_start, groups.source_start, groups.source_stop, fold_G, extra_S, pivot.ids_T,
+        groups.pivot_start, groups.pivot_stop, groups.source_start, groups.source_stop, fold_G, extra_S, pivot.ids_T,
         projector.pivot.flat_bytes, projector.pivot.offsets, source.ids_T, ids_SK, vocabulary.flat_bytes,
-        vocabulary.offsets, vocabulary.is_special_V, projector.source_end, entries_XK,
+        vocabulary.offsets, vocabulary.is_special_V, projector.source_end, entries_XK, base_S,
     )  # fmt: skip
     offsets = np.zeros(entries_XK.size + 1, dtype=np.int64)
     arena = np.empty(_LIKELY_BYTES * entries_XK.size, dtype=np.uint8)
@@ -84,7 +95,7 @@ def find_leaves(
     found = projector.strings.look_up(arena, offsets[: strings + 1], projector.encode_keys)
     wanted = entries_XK >= 0
     entries_XK[wanted] = found[entries_XK[wanted]]
-    return Leaves(extra_S, entries_XK)
+    return Leaves(extra_S, entries_XK, base_S)
 
 
 @compiled
@@ -167,6 +178,7 @@ def _number_extras(s_start: np.ndarray, s_stop: np.ndarray, fold: np.ndarray, ex
 @compiled
 def _list_strings(
     p_start: np.ndarray,
+    p_stop: np.ndarray,
     s_start: np.ndarray,
     s_stop: np.ndarray,
     fold: np.ndarray,
@@ -181,6 +193,7 @@ def _list_strings(
     is_special: np.ndarray,
     source_end: int,
     entries: np.ndarray,
+    bases: np.ndarray,
     arena: np.ndarray,
     cuts: np.ndarray,
 ) -> tuple[int, int]:
@@ -189,9 +202,24 @@ def _list_strings(
     for g in range(len(fold)):
         if s_stop[g] - s_start[g] == 1 and fold[g] == 0:
             continue
-        prefix = _start_of_leaf(p_start[g], fold[g], pivot_ids, p_flat, p_offsets)
+        ours = _joined(pivot_ids, p_start[g], p_stop[g], p_flat, p_offsets)
+        theirs = np.concatenate(
+            (ours[: max(fold[g], 0)], _joined(source_ids, s_start[g], s_stop[g], flat, offsets))
+        )  # fmt: skip
+        folded = max(-fold[g], 0)  # bytes of the source before the pivot's first
+        alike = _common_bytes(ours, theirs[folded:])
+        prefix_stop = max(fold[g], 0)
+        base, base_stop = 0, 0  # pivot tokens that a leaf begins with, and their bytes
         for s in range(s_start[g], s_stop[g]):
-            if s > s_start[g] or fold[g] != 0:
+            while base < p_stop[g] - p_start[g]:
+                token = pivot_ids[p_start[g] + base]
+                beyond = base_stop + p_offsets[token + 1] - p_offsets[token]
+                if beyond > min(alike, prefix_stop - folded - WINDOW):
+                    break
+                base, base_stop = base + 1, beyond
+            bases[s] = base
+            prefix = theirs[base_stop + folded : prefix_stop] if base else theirs[:prefix_stop]
+            if (s > s_start[g] or fold[g] != 0) and len(prefix) <= FARTHEST:
                 for k in range(ids_SK.shape[1]):
                     token = ids_SK[s, k]
                     if token < 0 or token == source_ids[s]:
@@ -205,7 +233,7 @@ def _list_strings(
                         if kind == TEXT and (is_special[token] or len(piece) == 0):
                             continue
                         prefix_now = prefix
-                        lead = _leading_spaces(prefix, piece, -fold[g])
+                        lead = 0 if base else _leading_spaces(prefix, piece, folded)
                     size = len(prefix_now) + len(piece) - lead
                     if size == 0 and kind == TEXT:
                         continue
@@ -218,24 +246,17 @@ def _list_strings(
             real = source_ids[s]
             if offsets[real + 1] == offsets[real]:
                 break  # the bytes of the real token are unknown, so those of every later leaf are too
-            prefix = np.concatenate((prefix, flat[offsets[real] : offsets[real + 1]]))
+            prefix_stop += offsets[real + 1] - offsets[real]
     return strings, used
 
 
 @compiled
-def _start_of_leaf(
-    position: int, fold: int, pivot_ids: np.ndarray, p_flat: np.ndarray, p_offsets: np.ndarray
-) -> np.ndarray:
-    """The spaces that only the pivot has before the turn."""
-    text = np.empty(max(fold, 0), dtype=np.uint8)
-    size = 0
-    while size < len(text):
-        for i in range(p_offsets[pivot_ids[position]], p_offsets[pivot_ids[position] + 1]):
-            if size < len(text):
-                text[size] = p_flat[i]
-                size += 1
-        position += 1
-    return text
+def _common_bytes(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """How many bytes two texts begin with alike."""
+    count = 0
+    while count < min(len(ours), len(theirs)) and ours[count] == theirs[count]:
+        count += 1
+    return count
 
 
 @compiled

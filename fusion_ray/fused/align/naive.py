@@ -5,11 +5,13 @@ Everything is plain Python, one turn at a time, probabilities rather than logari
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 
 import numpy as np
 
 from fusion_ray.chat.answer_tokens import AnswerTurn
 from fusion_ray.chat.vocabulary import Vocabulary
+from fusion_ray.fused.align.leaves import FARTHEST, WINDOW
 from fusion_ray.storage.topk import TopK
 
 SPACES = b" \t\n\x0b\x0c\r"
@@ -32,6 +34,7 @@ class Pair:
     pivot_end: int | None
     source_end: int | None
     weights_U: Sequence[float]
+    _shares: dict[bytes, float] = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
@@ -47,6 +50,17 @@ class Pair:
         if self.source.is_special_V[token_id] or not self.source.token(token_id):
             return []
         return self.tokenize(self.source.token(token_id))
+
+    def share_of(self, begins: bytes) -> float:
+        """The share of the corpus's source tokens that begin with some bytes; looked up where asked before."""
+        if begins not in self._shares:
+            self._shares[begins] = self.share_where(lambda c: self.source.token(c).startswith(begins))
+        return self._shares[begins]
+
+    def share_where(self, fits: Callable[[int], bool]) -> float:
+        """The share of the corpus's source tokens that fit, special ones apart."""
+        plain = [c for c in range(len(self.weights_U)) if not self.source.is_special_V[c]]
+        return sum(self.weights_U[c] for c in plain if fits(c)) / sum(self.weights_U[c] for c in plain)
 
 
 @dataclass(frozen=True)
@@ -119,8 +133,11 @@ def build_leaves(group: Group, fold: int, pivot: AnswerTurn, source: AnswerTurn,
     """All leaves of a group but the real path; those of unknown bytes have no tokens."""
     leaves = []
     before = 1.0
-    lead = pair.pivot.text(pivot.ids_T[t] for t in group.pivot)[: max(fold, 0)]
-    prefix: bytes | None = lead
+    path = [int(pivot.ids_T[t]) for t in group.pivot]
+    ours = pair.pivot.text(path)
+    theirs = ours[: max(fold, 0)] + pair.source.text(source.ids_T[s] for s in group.source)
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs[max(-fold, 0) :], strict=False)))
+    prefix: bytes | None = ours[: max(fold, 0)]
     for i, s in enumerate(group.source):
         real_id = int(source.ids_T[s])
         kept = {
@@ -131,7 +148,7 @@ def build_leaves(group: Group, fold: int, pivot: AnswerTurn, source: AnswerTurn,
         real = float(np.exp(np.float64(topk.real_logprobs_T[s])))
         for c, probability in kept.items():
             if c != real_id:
-                tokens = _leaf_tokens(i, c, prefix, fold, pair)
+                tokens = _leaf_tokens(i, c, prefix, fold, pair, path, alike)
                 leaves.append(Leaf(tokens, before * probability, i, prefix))
         outside = 1.0 - sum(kept.values()) - (0.0 if real_id in kept else real)
         leaves.append(Leaf([], before * max(outside, 0.0), i, prefix))
@@ -141,19 +158,27 @@ def build_leaves(group: Group, fold: int, pivot: AnswerTurn, source: AnswerTurn,
     return leaves
 
 
-def _leaf_tokens(i: int, c: int, prefix: bytes | None, fold: int, pair: Pair) -> list[int]:
+def _leaf_tokens(i: int, c: int, prefix: bytes | None, fold: int, pair: Pair, path: list[int], alike: int) -> list[int]:
     if i == 0 and (fold == 0 or c == pair.source_end):
         return pair.tokens_of(c)
     if prefix is None:
         return []
+    # Far into a group a leaf begins with the real path's tokens up to WINDOW bytes before it.
+    stops = accumulate(len(pair.pivot.token(token)) for token in path)
+    base = sum(stop <= min(alike, len(prefix) - max(-fold, 0) - WINDOW) for stop in stops)
+    if base:
+        prefix, fold = prefix[max(-fold, 0) + len(pair.pivot.text(path[:base])) :], 0
+    if len(prefix) > FARTHEST:
+        return []
     if c == pair.source_end and pair.pivot_end is not None:
         text = _strip_lead(prefix, -fold)
         tokens = pair.tokenize(text)
-        return [*tokens, pair.pivot_end] if tokens or not text else []
+        return [*path[:base], *tokens, pair.pivot_end] if tokens or not text else []
     piece = pair.source.token(c)
     if pair.source.is_special_V[c] or not piece:
         return []
-    return pair.tokenize(_strip_lead(prefix + piece, -fold))
+    tokens = pair.tokenize(_strip_lead(prefix + piece, -fold))
+    return [*path[:base], *tokens] if tokens else []
 
 
 def _project_at(
@@ -181,18 +206,9 @@ def _shares(leaf: Leaf, path: list[int], j: int, fold: int, pair: Pair, inner_ta
         return 1.0
     if leaf.tokens or leaf.prefix is None or inner_tail == "none" or fold != 0:
         return 0.0
-    text = pair.pivot.text(path[:j])
-    fits = []
-    for c, weight in enumerate(pair.weights_U):
-        if pair.source.is_special_V[c]:
-            fits.append(0.0)
-        elif leaf.at == 0:
-            fits.append(weight * (pair.tokens_of(c)[:j] == path[:j]))
-        else:
-            rest = text[len(leaf.prefix) :]
-            fits.append(weight * pair.source.token(c).startswith(rest))
-    total = sum(w for c, w in enumerate(pair.weights_U) if not pair.source.is_special_V[c])
-    return sum(fits) / total
+    if leaf.at == 0:
+        return pair.share_where(lambda c: pair.tokens_of(c)[:j] == path[:j])
+    return pair.share_of(pair.pivot.text(path[:j])[len(leaf.prefix) :])
 
 
 def _fold(group: Group, pivot: AnswerTurn, source: AnswerTurn, pair: Pair) -> int:

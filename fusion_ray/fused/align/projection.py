@@ -1,4 +1,8 @@
-"""The compiled loop of exact alignment: from the leaves of a group to distributions over pivot tokens."""
+"""The compiled loop of exact alignment: from the leaves of a group to distributions over pivot tokens.
+
+Every group costs time and room in proportion to its length: at a pivot position only the leaves that still follow the
+real path are looked at, and what lies ahead counts by running sums.
+"""
 
 from typing import NamedTuple
 
@@ -24,6 +28,7 @@ class Inputs(NamedTuple):
     real_logprobs_S: np.ndarray
     extra_S: np.ndarray
     entries_XK: np.ndarray
+    base_S: np.ndarray
     tokens: np.ndarray
     token_offsets: np.ndarray
     pivot_flat: np.ndarray
@@ -45,27 +50,44 @@ class Scratch(NamedTuple):
     """Room for one group.
 
     Attributes:
-        entry, log_mass, matched: Its leaves: entry of the string table, natural log of the mass, and how many pivot
-            tokens they begin with.
-        unknown: Log mass of unknown bytes at each of its source positions.
+        entry, base, log_mass: Its leaves in the order of the text: entry of the string table, how many of the group's
+            pivot tokens come before it, and the natural log of the mass.
+        log_mass_from: Log of the mass of a leaf and all after it.
+        following: Leaves that begin with the pivot tokens before a position.
+        unknown, unknown_from: Log mass of unknown bytes at each of its source positions, and there and after it.
         slot_V: Place of a pivot token in `found`, -1 where it has none.
         found, found_mass: Pivot tokens met at one position, and the log of their mass.
     """
 
     entry: np.ndarray
+    base: np.ndarray
     log_mass: np.ndarray
-    matched: np.ndarray
+    log_mass_from: np.ndarray
+    following: np.ndarray
     unknown: np.ndarray
+    unknown_from: np.ndarray
     slot_V: np.ndarray
     found: np.ndarray
     found_mass: np.ndarray
+
+
+class _Tail(NamedTuple):
+    """The bytes of one group: of its pivot tokens, where the first j of them stop, and before each source token.
+
+    Past a source token of unknown bytes nothing is known, so `before` ends there.
+    """
+
+    text: np.ndarray
+    stops: np.ndarray
+    before: np.ndarray
 
 
 def make_scratch(longest: int, top_k: int, vocabulary: int) -> Scratch:
     """Room for groups of up to `longest` source tokens with `top_k` entries each."""
     size = longest * top_k + 1
     return Scratch(
-        np.empty(size, np.int64), np.empty(size), np.empty(size, np.int64), np.empty(max(longest, 1)),
+        np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size), np.empty(size + 1),
+        np.empty(size, np.int64), np.empty(max(longest, 1)), np.empty(max(longest, 1) + 1),
         np.full(vocabulary, -1, np.int32), np.empty(size, np.int64), np.empty(size),
     )  # fmt: skip
 
@@ -78,13 +100,22 @@ def project_groups(inputs: Inputs, shares: Shares, unigram: bool, scratch: Scrat
             continue
         start, stop = inputs.pivot_start[g], inputs.pivot_stop[g]
         leaves, path = _gather_leaves(inputs, g, stop - start > 1, scratch)
+        _sum_up(scratch.log_mass, leaves, scratch.log_mass_from)
+        has_tail = unigram and stop - start > 1 and inputs.fold_G[g] == 0
+        tail = _lay_out(inputs, g if has_tail else -1, scratch)
         projected = 0.0
         below = 0.0  # log of the unknown mass that begins with the tokens before this position
+        ahead, following = 0, 0  # leaves reached so far, and how many of them follow the real path
         for j in range(stop - start):
             above = -np.inf
-            if unigram and j + 1 < stop - start and inputs.fold_G[g] == 0:
-                above = _unknown_mass(inputs, g, j + 1, shares, scratch)
-            _project_position(inputs, start, j, leaves, path, below, above, scratch, outputs)
+            if has_tail and j + 1 < stop - start:
+                above = _unknown_mass(inputs.pivot_ids[start : start + j + 1], tail, shares, scratch)
+            while ahead < leaves and scratch.base[ahead] <= j:
+                scratch.following[following] = ahead
+                ahead, following = ahead + 1, following + 1
+            following = _project_position(
+                inputs, start, j, following, scratch.log_mass_from[ahead], path, below, above, scratch, outputs
+            )
             projected += np.float64(outputs.real_logprobs_T[start + j])
             below = above
         outputs.source_nll_G[g] = -path
@@ -116,8 +147,8 @@ def _gather_leaves(inputs: Inputs, g: int, inside: bool, scratch: Scratch) -> tu
             if inside:
                 known += np.exp(logprob)
             scratch.entry[count] = entry
+            scratch.base[count] = inputs.base_S[s]
             scratch.log_mass[count] = path + logprob
-            scratch.matched[count] = 0
             count += 1
         if inside:  # the tail matters at later pivot positions only
             if not real_is_kept:
@@ -128,33 +159,50 @@ def _gather_leaves(inputs: Inputs, g: int, inside: bool, scratch: Scratch) -> tu
 
 
 @compiled
+def _sum_up(log_mass: np.ndarray, count: int, log_mass_from: np.ndarray) -> None:
+    """Logs of the sums of each mass and all after it; nothing, -inf, comes after the last."""
+    log_mass_from[count] = -np.inf
+    for i in range(count - 1, -1, -1):
+        log_mass_from[i] = np.logaddexp(log_mass[i], log_mass_from[i + 1])
+
+
+@compiled
 def _project_position(
     inputs: Inputs,
     start: int,
     j: int,
-    leaves: int,
+    following: int,
+    ahead: float,
     path: float,
     below: float,
     above: float,
     scratch: Scratch,
     outputs: Outputs,
-) -> None:
-    """Project position j of a group: weigh every leaf that begins with the tokens before it."""
+) -> int:
+    """Project position j of a group: weigh every leaf that begins with the tokens before it.
+
+    Args:
+        following: How many such leaves there are beside those that begin with the token at j, too, by their base.
+        ahead: Log mass of the latter.
+
+    Returns:
+        How many of the former go on with the real token at j.
+    """
     real = inputs.pivot_ids[start + j]
-    whole = 0.0 if j == 0 else _log_mass_of(j, leaves, path, below, scratch)
-    count = 0
-    real_logprob = path - whole
-    for leaf in range(leaves):
-        if scratch.matched[leaf] != j:
-            continue
-        first = inputs.token_offsets[scratch.entry[leaf]]
-        if first + j >= inputs.token_offsets[scratch.entry[leaf] + 1]:
+    whole = 0.0 if j == 0 else _log_mass_of(following, ahead, path, below, scratch)
+    count, kept = 0, 0
+    real_logprob = np.logaddexp(path, ahead) - whole
+    for i in range(following):
+        leaf = scratch.following[i]
+        at = inputs.token_offsets[scratch.entry[leaf]] + j - scratch.base[leaf]
+        if at >= inputs.token_offsets[scratch.entry[leaf] + 1]:
             continue  # the leaf ends here: nothing is known of what follows it
-        token = inputs.tokens[first + j]
+        token = inputs.tokens[at]
         mass = scratch.log_mass[leaf] - whole
         if token == real:
             real_logprob = np.logaddexp(real_logprob, mass)
-            scratch.matched[leaf] = j + 1
+            scratch.following[kept] = leaf
+            kept += 1
         elif scratch.slot_V[token] < 0:
             scratch.slot_V[token] = count
             scratch.found[count] = token
@@ -172,21 +220,21 @@ def _project_position(
     scratch.found[count] = real
     scratch.found_mass[count] = real_logprob
     _keep_largest(scratch, count + 1, outputs.ids_TK[start + j], outputs.logprobs_TK[start + j])
+    return kept
 
 
 @compiled
-def _log_mass_of(j: int, leaves: int, path: float, below: float, scratch: Scratch) -> float:
-    """Log of the mass of everything that begins with the first j pivot tokens of the group."""
-    top = max(path, below)
-    for leaf in range(leaves):
-        if scratch.matched[leaf] == j:
-            top = max(top, scratch.log_mass[leaf])
+def _log_mass_of(following: int, ahead: float, path: float, below: float, scratch: Scratch) -> float:
+    """Log of the mass of everything that begins with the pivot tokens of the group before a position."""
+    top = max(path, below, ahead)
+    for i in range(following):
+        top = max(top, scratch.log_mass[scratch.following[i]])
     total = np.exp(path - top)
-    if below > -np.inf:
-        total += np.exp(below - top)
-    for leaf in range(leaves):
-        if scratch.matched[leaf] == j:
-            total += np.exp(scratch.log_mass[leaf] - top)
+    for other in (below, ahead):
+        if other > -np.inf:
+            total += np.exp(other - top)
+    for i in range(following):
+        total += np.exp(scratch.log_mass[scratch.following[i]] - top)
     return top + np.log(total)
 
 
@@ -212,43 +260,55 @@ def _keep_largest(scratch: Scratch, count: int, ids: np.ndarray, logprobs: np.nd
 
 
 @compiled
-def _unknown_mass(inputs: Inputs, g: int, j: int, shares: Shares, scratch: Scratch) -> float:
-    """Log of the unknown mass that begins with the group's first j pivot tokens, by the corpus share of its bytes."""
-    p, s = inputs.pivot_start[g], inputs.source_start[g]
-    text = _bytes_of(inputs.pivot_ids, p, j, inputs.pivot_flat, inputs.pivot_offsets)
-    total = 0.0
-    prefix = 0
-    for i in range(inputs.source_stop[g] - s):
-        log_mass = scratch.unknown[i]
-        if log_mass > -np.inf:
-            if i == 0:
-                share = _share(
-                    inputs.pivot_ids[p : p + j], shares.token_flat, shares.token_offsets, shares.token_running
-                )
-            elif prefix >= len(text):
-                share = 1.0
-            else:
-                share = _share(text[prefix:], shares.byte_flat, shares.byte_offsets, shares.byte_running)
-            total += np.exp(log_mass) * share
-        real = inputs.source_ids[s + i]
-        if inputs.source_offsets[real + 1] == inputs.source_offsets[real]:
-            break  # a token of unknown bytes: nothing is known of what follows it
-        prefix += inputs.source_offsets[real + 1] - inputs.source_offsets[real]
-    return np.log(total) if total > 0.0 else -np.inf
+def _lay_out(inputs: Inputs, g: int, scratch: Scratch) -> _Tail:
+    """The bytes of a group (of none where g is -1), and the running sums of its unknown mass."""
+    p, m = (inputs.pivot_start[g], inputs.pivot_stop[g] - inputs.pivot_start[g]) if g >= 0 else (0, 0)
+    s, n = (inputs.source_start[g], inputs.source_stop[g] - inputs.source_start[g]) if g >= 0 else (0, 0)
+    stops = np.zeros(m + 1, dtype=np.int64)
+    for j in range(m):
+        token = inputs.pivot_ids[p + j]
+        stops[j + 1] = stops[j] + inputs.pivot_offsets[token + 1] - inputs.pivot_offsets[token]
+    text = np.empty(stops[m], dtype=np.uint8)
+    for j in range(m):
+        first = inputs.pivot_offsets[inputs.pivot_ids[p + j]]
+        text[stops[j] : stops[j + 1]] = inputs.pivot_flat[first : first + stops[j + 1] - stops[j]]
+    before = np.zeros(n, dtype=np.int64)
+    known = min(n, 1)
+    while 0 < known < n:
+        token = inputs.source_ids[s + known - 1]
+        size = inputs.source_offsets[token + 1] - inputs.source_offsets[token]
+        if size == 0:
+            break
+        before[known] = before[known - 1] + size
+        known += 1
+    _sum_up(scratch.unknown, known, scratch.unknown_from)
+    return _Tail(text, stops, before[:known])
 
 
 @compiled
-def _bytes_of(ids: np.ndarray, start: int, count: int, flat: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    size = 0
-    for t in range(start, start + count):
-        size += offsets[ids[t] + 1] - offsets[ids[t]]
-    text = np.empty(size, dtype=np.uint8)
-    size = 0
-    for t in range(start, start + count):
-        for i in range(offsets[ids[t]], offsets[ids[t] + 1]):
-            text[size] = flat[i]
-            size += 1
-    return text
+def _unknown_mass(first_tokens: np.ndarray, tail: _Tail, shares: Shares, scratch: Scratch) -> float:
+    """Log of the unknown mass that begins with the group's first pivot tokens, by the corpus share of its bytes.
+
+    Unknown bytes that begin after those tokens count whole. Longer ahead than the longest source token none begins.
+    """
+    size = tail.stops[len(first_tokens)]
+    beyond = max(1, np.searchsorted(tail.before, size))
+    nearest = max(1, np.searchsorted(tail.before, size - shares.longest_bytes))
+    total = scratch.unknown_from[beyond]
+    if len(first_tokens) <= shares.longest_tokens:
+        share = _share(first_tokens, shares.token_flat, shares.token_offsets, shares.token_running)
+        total = _plus(total, scratch.unknown[0], share)
+    for i in range(nearest, beyond):
+        rest = tail.text[tail.before[i] : size]
+        share = _share(rest, shares.byte_flat, shares.byte_offsets, shares.byte_running)
+        total = _plus(total, scratch.unknown[i], share)
+    return total
+
+
+@compiled
+def _plus(total: float, log_mass: float, share: float) -> float:
+    """Log of a sum of which a part is a share of a mass."""
+    return np.logaddexp(total, log_mass + np.log(share)) if share > 0.0 and log_mass > -np.inf else total
 
 
 @compiled

@@ -18,15 +18,18 @@ class Shares(NamedTuple):
     """Source tokens in order, with the running share of the corpus that they make up.
 
     Once ordered by their pivot tokens, once by their bytes; row r of an order is
-    `flat[offsets[r]:offsets[r + 1]]`, and `running[r]` is the share of all rows before it.
+    `flat[offsets[r]:offsets[r + 1]]`, `running[r]` is the share of all rows before it, and `longest` is the length of
+    the longest row.
     """
 
     token_flat: np.ndarray
     token_offsets: np.ndarray
     token_running: np.ndarray
+    longest_tokens: int
     byte_flat: np.ndarray
     byte_offsets: np.ndarray
     byte_running: np.ndarray
+    longest_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +131,11 @@ def _order_shares(rows: list[list[int]], source: Vocabulary, counts_U: np.ndarra
         token_flat=np.array([token for row, _ in by_tokens for token in row], dtype=np.int32),
         token_offsets=offsets_of([len(row) for row, _ in by_tokens]),
         token_running=_running(share_U[[token_id for _, token_id in by_tokens]]),
+        longest_tokens=max((len(row) for row, _ in by_tokens), default=0),
         byte_flat=np.frombuffer(b"".join(piece for piece, _ in by_bytes), dtype=np.uint8).copy(),
         byte_offsets=offsets_of([len(piece) for piece, _ in by_bytes]),
         byte_running=_running(share_U[[token_id for _, token_id in by_bytes]]),
+        longest_bytes=max((len(piece) for piece, _ in by_bytes), default=0),
     )
 
 

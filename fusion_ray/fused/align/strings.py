@@ -7,6 +7,8 @@ import numpy as np
 
 from fusion_ray.fused.compiled import compiled
 
+_AT_A_TIME = 1 << 14  # strings that are tokenised together
+
 
 class StringTable:
     """Entry e is a byte string with its tokens.
@@ -57,16 +59,20 @@ class StringTable:
         before = self._count
         entries, self._count = _find_or_add(arena, offsets, self._slots, self._keys, self._key_offsets, before)
         if self._count > before:
-            cuts = self._key_offsets[before : self._count + 1].tolist()
-            raw = self._keys[cuts[0] : cuts[-1]].tobytes()
-            new = [raw[a - cuts[0] : b - cuts[0]] for a, b in pairwise(cuts)]
-            self._append(encode(new))
+            self._append(before, encode)
         return entries + self._fixed
 
-    def _append(self, tokens: list[list[int]]) -> None:
-        ends = len(self.tokens) + np.cumsum([len(ids) for ids in tokens], dtype=np.int64)
-        self.offsets = np.concatenate([self.offsets, ends])
-        self.tokens = np.concatenate([self.tokens, np.array([i for ids in tokens for i in ids], dtype=np.int32)])
+    def _append(self, before: int, encode: Callable[[list[bytes]], list[list[int]]]) -> None:
+        """Add the tokens of all strings after the first `before` ones; some at a time, for lists of ids are large."""
+        lengths, tokens = [], [self.tokens]
+        for first in range(before, self._count, _AT_A_TIME):
+            cuts = self._key_offsets[first : min(first + _AT_A_TIME, self._count) + 1].tolist()
+            raw = self._keys[cuts[0] : cuts[-1]].tobytes()
+            found = encode([raw[a - cuts[0] : b - cuts[0]] for a, b in pairwise(cuts)])
+            lengths += [len(ids) for ids in found]
+            tokens.append(np.array([i for ids in found for i in ids], dtype=np.int32))
+        self.offsets = np.concatenate([self.offsets, len(self.tokens) + np.cumsum(lengths, dtype=np.int64)])
+        self.tokens = np.concatenate(tokens)
 
     def _empty(self) -> None:
         self._count = 0
