@@ -92,7 +92,7 @@ def test_a_plan_that_fits_is_printed_whole() -> None:
         "with 96 CPUs, 8 GPUs of 79 GiB",
         "to make              rows  tokens  writes   wall  GPU-hours  rate",
         "1 of distributions                    0 B   89 s        0.0  measured",
-        "2 of targets        1,000    999     1 kB  2.0 h       16.0  stated",
+        "2 of targets        1,000     999    1 kB  2.0 h       16.0  stated",
         "in all                                     2.0 h       16.0",
         "12,345 rows of 400 tokens: counted. Times within a factor of 3.",
         "Neither here nor stated: the size of pivot (the model's `parameters` in the recipe).",
