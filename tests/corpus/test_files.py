@@ -1,15 +1,17 @@
 """Reading chats from the files people have."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from fusion_ray.corpus.files import chat_files, read_chats
+from fusion_ray.corpus.files import chat_files, chat_of, read_chats, read_rows
 from fusion_ray.corpus.row_formats import Chat
 from fusion_ray.errors import CorruptArtifactError, RecipeError
 
@@ -188,3 +190,56 @@ def test_a_file_is_found_by_its_bare_name_and_other_kinds_are_refused(
     for path, said in (("chats.docx", "unknown kind"), ("", "is empty")):
         with pytest.raises(RecipeError, match=said):
             chat_files(path)
+
+
+def test_a_row_without_an_id_gets_one_from_its_messages_or_from_all_that_it_holds() -> None:
+    def identity(content: object) -> str:
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    good, other_domain, bad, worse = (
+        chat_of(row, "domain") for row in (OPENAI, OPENAI | {"domain": "x"}, {"title": "a"}, {"title": "b"})
+    )
+    assert good.id == other_domain.id == identity(OPENAI["messages"])
+    assert (bad.id, worse.id) == (identity({"title": "a"}), identity({"title": "b"}))
+    assert [chat_of(OPENAI | {"id": given}, "domain").id for given in (0, "", None)] == ["0", good.id, good.id]
+
+
+def test_what_kind_a_file_is_says_its_own_name_and_not_its_folder_s(tmp_path: Path) -> None:
+    place = tmp_path / "from.parquet" / "x" / "chats.jsonl"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(TEXT))
+    assert [chat.messages for chat in read(place)] == [[{"role": "text", "content": TEXT["text"]}]]
+
+
+def test_cells_of_a_table_are_text_as_they_stand_over_any_number_of_lines(tmp_path: Path) -> None:
+    long = "\n" * 1_200_000
+    (tmp_path / "c.csv").write_text(f'"id",prompt,completion\n007,01,2.50\n8,true,"a{long}b"\n')
+    first, second = read(tmp_path / "c.csv")
+    assert (first.id, [message["content"] for message in first.messages or ()]) == ("007", ["01", "2.50"])
+    assert (second.id, [message["content"] for message in second.messages or ()]) == ("8", ["true", f"a{long}b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"text": "a"}', [{"text": "a"}]),
+        ('\n {"text": "a"}\n\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
+        ('[{"text": "a"}, 7]', [{"text": "a"}, "c.json: item 1 is no object"]),
+        ('[\n{"text": "a"}\n]', [{"text": "a"}]),
+        ('{"text": "a"}\n7', [{"text": "a"}, "c.json line 2: not a JSON object"]),
+        ('[{"text": "a"}]\n[{"text": "b"}]', r"c\.json: not JSON \(Extra data"),
+        ("[" * 20_000, r"c\.json: not JSON \(maximum recursion"),
+        ('"x"\n', r"c\.json: expected an array of rows, or one row a line, found str\."),
+        ("", r"c\.json: not JSON"),
+    ],
+)
+def test_json_is_one_object_or_an_array_of_them_or_one_a_line(
+    text: str, found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.json").write_text(text)
+    if isinstance(found, list):
+        assert list(read_rows("c.json")) == found
+        return
+    with pytest.raises(CorruptArtifactError, match=found):
+        list(read_rows("c.json"))

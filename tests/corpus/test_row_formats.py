@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fusion_ray.corpus.row_formats import messages_of
+from fusion_ray.corpus.row_formats import messages_of, unread_fields
 
 SAID = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -109,3 +109,60 @@ def test_weights_of_what_is_never_learnt_and_whole_weights_change_nothing() -> N
 def test_an_empty_question_of_a_pair_is_refused_and_not_left_out() -> None:
     prompt = [{"role": "user", "content": None}]
     assert "no text content" in str(messages_of({"prompt": prompt, "completion": "Hello"})[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": 7}, "a message is not a role and a content"),
+        ({"chosen": "4"}, "nothing to read in chosen: no text and no messages there"),
+        ({"instruction": "Add."}, "nothing to read in instruction: no text and no messages there"),
+        ({"output": "4", "text": 7}, "nothing to read in output, text: no text and no messages there"),
+        ({"messages": [{"role": "assistant", "content": ["x"]}]},
+         "a message of role assistant has no text content, but ['x']"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "image", "text": "x"}]}]},
+         "a message of role assistant has no text content, but [{'type': 'image', 'text': 'x'}]"),
+        ({"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+         "an assistant message calls a tool, which cannot be read yet"),
+        ({"messages": [{"role": 7, "content": "x", "weight": 0}]},
+         "unknown role 7; expected one of system, user, assistant, tool, text"),
+        ({"instruction": ["Add."], "output": "4"}, "a message of role user has no text content, but [['Add.']]"),
+    ],
+)  # fmt: skip
+def test_a_refused_row_says_the_whole_reason(row: dict[str, Any], reason: str) -> None:
+    assert messages_of(row)[1] == reason
+
+
+@pytest.mark.parametrize("system", ["", None, 7, ["Be kind."]])
+def test_only_a_text_is_a_system_prompt(system: Any) -> None:
+    turns = [("user", "Hi"), ("assistant", "Hello")]
+    for row in (
+        {"prompt": "Hi", "completion": "Hello"},
+        {"conversations": SAID},
+        {"instruction": "Hi", "output": "Hello"},
+    ):
+        messages, reason = messages_of(row | {"system": system})
+        assert ([(message["role"], message["content"]) for message in messages], reason) == (turns, None)
+
+
+def test_every_field_that_nobody_reads_is_named_once_wherever_it_stands() -> None:
+    turns = [{"from": "human", "value": "Hi", "role": "x"}, {"role": "assistant", "content": "Hello", "name": "a"}]
+    row = {
+        "id": 1,
+        "topic": "t",
+        "system": "s",
+        "conversations": turns,
+        "rating": 0,
+        "note": "",
+        "tags": [],
+        "more": {},
+    }
+    assert unread_fields(row, "topic") == ("rating", "conversations[].role", "conversations[].name")
+    assert unread_fields(row | {"system": ""}, "domain")[:2] == ("topic", "rating")
+    assert unread_fields({"messages": SAID, "system": "s"}, "domain") == ("system",)
+    assert unread_fields({"title": "x", "messages": "Hi"}, "domain") == ("title",)
+    assert unread_fields({"title": "x"}, "domain") == ("title",)
+    rows = ({"question": "a", "answer": "b"}, {"instruction": "a", "input": "c", "output": "b"}, {"text": "a"})
+    for one in rows:
+        assert unread_fields(one | {"messages": None}, "domain") == ()
+        assert unread_fields(one | {"system": "s"}, "domain") == (("system",) if "text" in one else ())

@@ -31,3 +31,18 @@ def test_a_larger_held_out_share_keeps_what_was_held_out() -> None:
 
 def test_without_shares_every_chat_is_for_training() -> None:
     assert {split_of(identity, Corpus(path="x", heldout=0.0, validation=0.0), 0) for identity in IDS} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("heldout", "validation", "split"),
+    [
+        (0.7498624586886498, 0.1, "validation"),  # The first 8 bytes of sha256("split:5:chat-0") over 2**64.
+        (0.7498624586886499, 0.1, "heldout"),
+        (0.0, 0.7498624586886498, "train"),
+        (0.0, 0.7498624586886499, "validation"),
+        (0.25, 0.4998624586886498, "train"),
+        (0.25, 0.5, "validation"),
+    ],
+)
+def test_a_share_ends_before_its_bound(heldout: float, validation: float, split: str) -> None:
+    assert split_of("chat-0", Corpus(path="x", heldout=heldout, validation=validation), 5) == split

@@ -99,3 +99,63 @@ def test_a_source_is_aligned_turn_by_turn_or_says_why_not(tmp_path: Path) -> Non
         assert "Bye then." in text
     (refused,) = api.inspect(pivot, [{"messages": []}], source=source, template="chatml")
     assert refused.groups is None and refused.row.reason is not None
+
+
+@pytest.mark.parametrize("chats", [{"messages": []}, 7, None, [CHAT, 7], ["line"]])
+def test_what_are_no_rows_is_refused(chats: Any) -> None:
+    with pytest.raises(RecipeError, match="inspect: "):
+        pick_rows(chats, row=None, identity=None, count=1, domain_column="domain")
+
+
+@pytest.mark.parametrize(
+    ("row", "identity", "count", "found"),
+    [
+        (None, None, 1, [0]),
+        (None, None, 2, [0, 1]),
+        (None, None, 9, [0, 1, 2]),
+        (0, None, 9, [0]),
+        (2, None, 1, [2]),
+        (None, "b", 9, [1]),
+        (2, "b", 9, [1]),
+        (None, None, 0, "0 rows were asked for; expected at least 1"),
+        (3, None, 1, r"no row 3 \(they count from 0\) in these chats"),
+        (None, "d", 1, "no row with the id 'd' in these chats"),
+    ],
+)
+def test_rows_are_picked_by_count_or_number_or_id(
+    row: int | None, identity: str | None, count: int, found: Any
+) -> None:
+    rows = [{"id": name, "text": "x"} for name in "abc"]
+    if isinstance(found, list):
+        picked = pick_rows(rows, row=row, identity=identity, count=count, domain_column="domain")
+        assert picked == [rows[number] for number in found]
+        return
+    with pytest.raises(RecipeError, match=found):
+        pick_rows(rows, row=row, identity=identity, count=count, domain_column="domain")
+
+
+def test_no_rows_at_all_is_said() -> None:
+    with pytest.raises(RecipeError, match=r"inspect: no rows in these chats\."):
+        pick_rows([], row=None, identity=None, count=1, domain_column="domain")
+
+
+def test_a_row_is_shown_whole_with_every_token_in_its_place() -> None:
+    tokenizer = byte_level_tokenizer()
+    settings = RenderSettings(choose_template("none", tokenizer), 5, "reject")
+    rows = [{"id": "a", "text": "ab"}, {"id": "b", "text": "Once upon a time."}, "c.json line 2: bad"]
+    short, long, bad = inspect_rows(rows, tokenizer, settings)
+    messages = [{"role": "text", "content": "ab"}]
+    assert short[:6] == ("a", "all", None, messages, [], 0)
+    kept = short.rendered
+    assert kept is not None and kept.turns[0].ended
+    assert "".join(token.text for token in short.tokens if token.answer and not token.end) == "ab"
+    last = len(kept.input_ids) - 1
+    for place, token in enumerate(short.tokens):
+        answer = place >= kept.turns[0].start
+        assert token[2:] == (answer, 0 if answer else None, place == last, 1.0 if answer else 0.0)
+    assert long[3:] == ([{"role": "text", "content": rows[1]["text"]}], [], 0, [], None)  # type: ignore[index]
+    assert long.reason is not None and long.reason.endswith("tokens, more than max_length 5")
+    assert bad[1:] == (None, "c.json line 2: bad", [], [], 0, [], None)
+    plain = short.plain()
+    assert plain.pop("tokens") == [token._asdict() for token in short.tokens]
+    assert plain == {"id": "a", "domain": "all", "reason": None, "messages": messages, "dropped": [], "left_out": 0}

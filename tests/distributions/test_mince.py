@@ -32,3 +32,14 @@ def test_where_all_models_say_the_same_the_pivot_knows_best() -> None:
     tables = {name: scored_shard(([-1.0], 3), ([-2.0], 3)) for name in ("pivot", "one", "two")}
     assert best_known(tables, "pivot").tolist() == [0, 1]
     assert best_known(tables, "one").tolist() == best_known(tables, "two").tolist() == []
+
+
+def test_the_fewest_bits_per_byte_win_and_rows_without_any_score_belong_to_nobody() -> None:
+    tables = {
+        "pivot": scored_shard(([-1.0], 1), ([-1.0, -1.0], 4), None, None, ([-1.0], 0), ([-6.0], 3)),
+        "one": scored_shard(([-2.0], 3), ([-1.0], 1), ([-9.0], 1), None, ([], 0), ([-2.0], 1)),
+    }
+    assert best_known(tables, "pivot").tolist() == [1, 5]
+    assert best_known(tables, "one").tolist() == [0, 2]
+    lost = tables["pivot"].set_column(tables["pivot"].schema.get_field_index("reason"), "reason", [["lost"] * 6])
+    assert best_known(tables | {"pivot": lost}, "one").tolist() == [0, 1, 2, 5]

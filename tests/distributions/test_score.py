@@ -140,6 +140,8 @@ def test_the_longest_chat_is_the_recipe_s_or_what_the_model_reads(folder: str) -
     assert open_reader(model, Distributions(max_length=100_000), folder)[1].max_length == 256
     remote = Model(model=folder, engine={"kind": "openai", "base_url": "http://localhost:1"})  # type: ignore[arg-type]
     assert open_reader(remote, Distributions(max_length=100_000), folder)[1].max_length == 100_000
+    everywhere = Distributions(max_length=100_000, engine=remote.engine)
+    assert open_reader(model, everywhere, folder)[1].max_length == 100_000
     assert Path(folder, "config.json").exists()
 
 
@@ -162,3 +164,29 @@ def test_a_model_s_own_template_goes_before_the_recipe_s(folder: str) -> None:
     settings = Distributions(template="chatml")
     assert open_reader(Model(model=folder, template="none"), settings, folder)[1].template.kind == "none"
     assert open_reader(Model(model=folder), settings, folder)[1].template.kind == "jinja"
+
+
+def test_a_scored_shard_is_read_position_by_position() -> None:
+    rows = [
+        {"id": "a", "input_ids": [9, 1, 2, 9, 3], "turn_starts": [1, 4], "turn_lengths": [2, 1],
+         "turn_ended": [True, False], "boundaries": [3, 5, 4], "n_bytes": 9, "real_logprobs": [-1.0, -2.0, -3.0],
+         "topk_ids": [1, 7, 2, 7, 3, 7], "topk_logprobs": [-1.0, -1.5, -2.0, -2.5, -3.0, -3.5]},
+        {"id": "b", "input_ids": [4, 5], "turn_starts": [0], "turn_lengths": [2], "turn_ended": [True],
+         "boundaries": [2, 2], "n_bytes": 2, "real_logprobs": [-4.0, -5.0], "topk_ids": [4, 7, 5, -1],
+         "topk_logprobs": [-4.0, -4.5, -5.0, -np.inf]},
+    ]  # fmt: skip
+    scored = read_scored(pa.Table.from_pylist(rows, schema=DISTRIBUTIONS_SCHEMA))
+    assert scored.answers.ids_T.tolist() == [1, 2, 3, 4, 5]
+    assert scored.answers.boundaries_T.tolist() == [3, 5, 4, 2, 2]
+    assert scored.answers.turn_offsets.tolist() == [0, 2, 3, 5]
+    assert scored.answers.row_offsets.tolist() == [0, 2, 3]
+    assert scored.answers.ended.tolist() == [True, False, True]
+    assert (scored.row_T.tolist(), scored.bytes_T.tolist()) == ([0, 0, 0, 1, 1], [3, 2, 4, 2, 0])
+    assert scored.topk.ids_TK.tolist() == [[1, 7], [2, 7], [3, 7], [4, 7], [5, -1]]
+    assert scored.topk.logprobs_TK[:, 0].tolist() == scored.topk.real_logprobs_T.tolist() == [-1, -2, -3, -4, -5]
+    table = pa.Table.from_pylist([*rows, {"id": "c", "reason": "no"}], schema=DISTRIBUTIONS_SCHEMA)
+    assert sum_scores(table) == {"rejected": {"c": "no"}, "answer_tokens": 5, "answer_bytes": 11, "nll_nats": 15.0}
+    assert read_topk(table).ids_TK.shape == (5, 2) and read_topk(table.slice(2)).ids_TK.shape == (0, 1)
+    rows[0] |= {"turn_lengths": [3, 0], "turn_starts": [0, 4], "boundaries": [3, 5, 9]}
+    last_empty = read_scored(pa.Table.from_pylist(rows[:1], schema=DISTRIBUTIONS_SCHEMA))
+    assert last_empty.bytes_T.tolist() == [3, 2, 4] and last_empty.answers.turn_offsets.tolist() == [0, 3, 3]

@@ -1,7 +1,9 @@
 """What an artifact's fingerprint depends on: everything that it is made from, and nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +77,88 @@ def test_what_is_no_manifest_or_no_model_is_said(tmp_path: Path) -> None:
         read_manifest(artifact.folder)
     (folder / "config.json").write_text("{}")
     assert model_folder(artifact) == str(folder)
+
+
+def made(stage: str, role: Any = "main", model: str = "", source: str = "", round_: int = 0) -> Artifact:
+    return Artifact(run="r", stage=stage, role=role, model=model, source=source, round=round_)
+
+
+@pytest.mark.parametrize(
+    ("artifact", "name", "folder", "recipe_model"),
+    [
+        (made("corpus"), "", "1_corpus", ""),
+        (made("distributions", model="pivot"), "pivot", "2_distributions/pivot", "pivot"),
+        (made("answers", source="math"), "math", "2_answers/math", "math"),
+        (made("distributions", "answers", "code", "math"), "answers/math/code", "2_distributions/answers/math/code",
+         "code"),
+        (made("distributions", "anchor", "gold"), "gold", "2_distributions/gold", "pivot"),
+        (made("distributions", "anchor", "merged", round_=1), "round-1", "2_distributions/round-1", "pivot"),
+        (made("fused", source="math", round_=2), "round-2/math", "3_fused/round-2/math", "math"),
+        (made("targets", "control", "gold"), "gold", "4_targets/gold", "gold"),
+        (made("targets", model="math", round_=1), "round-1/math", "4_targets/round-1/math", "math"),
+        (made("merged"), "", "5_merged", ""),
+        (made("merged", round_=1), "round-1", "4_targets/round-1/merged", ""),
+    ],
+)  # fmt: skip
+def test_the_name_and_the_folder_of_an_artifact_follow_from_what_it_is(
+    artifact: Artifact, name: str, folder: str, recipe_model: str
+) -> None:
+    assert (artifact.name, artifact.folder, artifact.recipe_model) == (name, f"r/{folder}", recipe_model)
+    assert str(artifact) == (f"{artifact.stage}/{name}" if name else artifact.stage)
+
+
+def test_inputs_are_found_by_what_they_are() -> None:
+    corpus, answers = made("corpus"), made("answers", source="math")
+    scores = [made("distributions", model=model) for model in ("pivot", "math")]
+    anchor, control = made("distributions", "anchor", "gold"), made("targets", "control", "gold")
+    fused = replace(FUSED, inputs=(corpus, *scores, anchor))
+    assert fused.chats is corpus and replace(FUSED, inputs=(answers, *scores)).chats is answers
+    assert fused.scores == {"pivot": scores[0], "math": scores[1]}
+    assert fused.inputs_of("distributions") == scores
+    assert fused.input_of("distributions", "anchor") is anchor
+    with pytest.raises(ValueError, match="too many"):
+        fused.input_of("distributions")
+    assert fused.start is None
+    for start in (control, made("merged", round_=1)):
+        assert replace(FUSED, inputs=(corpus, *scores, start)).start is start
+
+
+def test_what_a_fingerprint_covers_is_named_part_by_part() -> None:
+    assert FUSED.parts == {
+        "code": 1, "setting align.kind": "bytes", "setting top_k": 4, "input corpus": CORPUS.fingerprint,
+        "model pivot": PIVOT.fingerprint,
+    }  # fmt: skip
+    assert CORPUS.parts == {"code": 1, "setting seed": 0, "content chats": "2"}
+    assert made("targets", "control", "gold").parts == {"code": 1, "arm": "gold"}
+    assert made("targets", model="gold").parts == {"code": 1}
+    assert repr(CORPUS) == f"<corpus {CORPUS.fingerprint}>"
+
+
+def test_every_change_is_told_in_words_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = replace(FUSED, run=str(tmp_path))
+    written = write_manifest(artifact, seconds=1)
+    model = replace(PIVOT, hashes={"config.json": "9"})
+    changed = replace(artifact, settings={"top_k": 5}, models={"pivot": model}, inputs=(replace(CORPUS, contents={}),))
+    monkeypatch.setitem(artifacts.CODE_VERSIONS, "fused", 7)
+    assert changed.why_stale(written) == [
+        "code was 1, is 7", "input corpus changed", "model pivot changed", "align.kind was 'bytes', is None",
+        "top_k was 4, is 5",
+    ]  # fmt: skip
+    other = replace(artifact)
+    assert other.why_stale(replace(written, parts=other.parts, fingerprint="x")) == ["its recorded parts"]
+
+
+def test_a_manifest_is_the_json_of_all_that_it_was_told(tmp_path: Path) -> None:
+    artifact = replace(FUSED, run=str(tmp_path))
+    shard = ShardRecord("train/0.parquet", 3, 9, "h", {"rejected": {}})
+    write_manifest(artifact, seconds=2.0006, shards=[shard], files={"a": "1"}, facts={"b": 2}, peak_bytes={"driver": 7})
+    text = Path(artifact.folder, "MANIFEST.json").read_text()
+    told = {
+        "facts": {"b": 2}, "files": {"a": "1"}, "fingerprint": artifact.fingerprint, "name": "math",
+        "parts": artifact.parts, "peak_bytes": {"driver": 7}, "seconds": 2.001,
+        "shards": [{"path": "train/0.parquet", "rows": 3, "bytes": 9, "sha256": "h", "facts": {"rejected": {}}}],
+        "stage": "fused", "versions": artifacts.versions(),
+    }  # fmt: skip
+    assert text == json.dumps(told, indent=1, sort_keys=True)
+    assert {"python", "fusion_ray", "torch", "numpy"} <= artifacts.versions().keys()
+    assert write_manifest(artifact, seconds=0, peak_bytes={}).peak_bytes == {}

@@ -106,6 +106,16 @@ def test_an_engine_that_dies_on_any_row_is_an_error(tmp_path: Path) -> None:
     assert open_attempts(str(tmp_path), SHARD).killers == {}
 
 
+@pytest.mark.parametrize("killers", [3, 4])
+def test_four_rows_that_kill_are_too_many_to_blame_the_rows(killers: int, tmp_path: Path) -> None:
+    scorer = Scorer(*range(2, 2 + killers))
+    if killers == 3:
+        assert until_done(tmp_path, scorer, rows=8)[0]["reason"].null_count == 4
+        return
+    with pytest.raises(EngineError, match=r"over 4 of its rows one by one.*\(row row-2: "):
+        until_done(tmp_path, scorer, rows=8)
+
+
 def test_what_the_process_said_before_it_left_is_kept(tmp_path: Path) -> None:
     attempts = Attempts(open_attempts(str(tmp_path), SHARD).uri, deaths_together=2)
     attempts.begin(3)
@@ -113,3 +123,22 @@ def test_what_the_process_said_before_it_left_is_kept(tmp_path: Path) -> None:
     assert open_attempts(str(tmp_path), SHARD).killers == {3: "CUDA error"}
     forget_attempts(str(tmp_path))
     assert open_attempts(str(tmp_path), SHARD).killers == {}
+
+
+@pytest.mark.parametrize(
+    ("begun", "deaths", "killers"),
+    [((), 2, {7: "it"}), ((-1,), 3, {7: "it"}), ((0,), 2, {7: "it", 0: "the process ended without a word"})],
+)
+def test_a_note_tells_what_was_being_scored(
+    begun: tuple[int, ...], deaths: int, killers: dict[int, str], tmp_path: Path
+) -> None:
+    first = Attempts(open_attempts(str(tmp_path), SHARD).uri, 2, {7: "it"})
+    first.explain("")
+    for row in begun:
+        first.begin(row)
+    found = open_attempts(str(tmp_path), SHARD)
+    assert found == Attempts(f"{tmp_path}/attempts/{SHARD}.json", deaths, killers, None, "")
+    found.begin()
+    assert open_attempts(str(tmp_path), SHARD).deaths_together == deaths + 1
+    found.end()
+    assert open_attempts(str(tmp_path), SHARD) == Attempts(found.uri)

@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from fusion_ray.errors import CorruptArtifactError, MergeError, MissingArtifactE
 from fusion_ray.storage.checkpoint_writer import CheckpointWriter, Slot, shard_name, write_index
 from fusion_ray.storage.checkpoints import (
     BYTES_OF,
+    Checkpoint,
+    StoredTensor,
     TensorReader,
+    _Window,
     from_float32,
     open_checkpoint,
     read_header,
@@ -216,3 +220,167 @@ def test_files_shorter_than_their_header_are_refused(tmp_path: Path) -> None:
             read_header(str(path))
     path.write_bytes(struct.pack("<Q", 2) + b"{}")
     assert read_header(str(path)) == {}
+
+
+def header_of(entries: dict[str, Any], data: bytes = b"", pad: int = 0) -> bytes:
+    """A safetensors file by hand."""
+    text = json.dumps(entries).encode() + b" " * pad
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({}, False),
+        ({"tie_word_embeddings": False}, False),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, False),
+        ({"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}}, True),
+        ({"text_config": {"tie_word_embeddings": False}}, False),
+    ],
+)
+def test_whether_embeddings_are_tied_is_what_the_outer_config_says_first(config: dict[str, Any], tied: bool) -> None:
+    assert Checkpoint("x", {}, config).ties_embeddings is tied
+
+
+@pytest.mark.parametrize("places", [None, {}, [], ["a.safetensors"], "x", {"w": 7}, {"v": "a.safetensors", "w": None}])
+def test_an_index_without_names_of_files_is_refused(places: Any, tmp_path: Path) -> None:
+    save(tmp_path, {"v": torch.ones(1)}, "a.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(CorruptArtifactError, match=r"no 'weight_map' of tensor names"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_an_index_says_which_of_two_files_a_tensor_is_read_from_and_all_that_is_missing(tmp_path: Path) -> None:
+    one, two = {"x": torch.ones(2), "y": torch.zeros(1)}, {"y": torch.ones(3), "z": torch.ones(1)}
+    folder = save_sharded(tmp_path, {"a.safetensors": one, "b.safetensors": two})
+    tensors = open_checkpoint(str(folder)).tensors
+    assert {name: (tensor.uri[-13:], tensor.size) for name, tensor in tensors.items()} == {
+        "x": ("a.safetensors", 2), "y": ("b.safetensors", 3), "z": ("b.safetensors", 1)
+    }  # fmt: skip
+    index = folder / "model.safetensors.index.json"
+    for places, said in (
+        ({"x": "a.safetensors", "r": "a.safetensors", "q": "b.safetensors"}, r"promises q in b.*\(2 such tensors\)"),
+        ({"x": "c.safetensors"}, "names c.safetensors, which is not there"),
+        ({"x": "a\\b.safetensors"}, "expected a plain"),
+    ):
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(CorruptArtifactError, match=said):
+            open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, "offsets give 4"),
+        ({"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}, r"shape \[-1, -2\] and type F32 needs 8"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "needs 8 bytes, but its offsets give 4"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}, r"ends at byte \d+, the file at"),
+        ({"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}, "has the type 'F31'; known: F64, "),
+        ({"dtype": "F32", "shape": [2]}, "header is damaged"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, ""),
+        ({"dtype": "F32", "shape": [0, 3], "data_offsets": [8, 8]}, ""),
+        ({"dtype": "F32", "shape": [], "data_offsets": [4, 8]}, ""),
+    ],
+)
+def test_an_entry_of_a_header_fits_its_own_shape_and_the_file(entry: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header_of({"w": entry}, b"\0" * 8))
+    if said:
+        with pytest.raises(CorruptArtifactError, match=said):
+            read_header(str(path))
+        return
+    start = path.stat().st_size - 8 + entry["data_offsets"][0]
+    assert read_header(str(path)) == {"w": StoredTensor("w", "F32", tuple(entry["shape"]), str(path), start)}
+
+
+@pytest.mark.parametrize("beyond", [-9, -8, -7, 0, 1, 70_000])
+def test_a_header_of_any_length_is_read_whole(beyond: int, tmp_path: Path) -> None:
+    entry = {"w": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}
+    pad = (64 << 10) + beyond - len(json.dumps(entry))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(header_of(entry, b"abc", pad))
+    with TensorReader() as reader:
+        assert reader.read_raw(read_header(str(path))["w"]).tobytes() == b"abc"
+    with pytest.raises(MissingArtifactError, match="no such file"):
+        read_header(str(tmp_path))
+
+
+class Counted:
+    """An open file that notes what is asked of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.asked = data, list[tuple[int, int]]()
+
+    def read_at(self, count: int, start: int) -> bytes:
+        """Bytes from there on."""
+        self.asked.append((start, count))
+        return self.data[start : start + count]
+
+
+def test_of_a_store_much_is_fetched_at_once_and_read_from_again() -> None:
+    window = 8 << 20
+    data = np.random.default_rng(0).bytes(window + 4000)
+    reader, file = TensorReader(), Counted(data)
+    reader._files["u"], reader._windows["u"] = file, _Window(0, b"")
+    for start, count, asked in (
+        (8, 4, [(8, window)]),
+        (8, 8, []),
+        (window, 8, []),  # The window ends here.
+        (window + 1, 8, [(window + 1, window)]),
+        (window + 9, 3, []),
+        (window, 2, [(window, window)]),
+        (0, window + 100, [(0, window + 100)]),
+        (window, 100, []),
+        (window + 50, 51, [(window + 50, window)]),
+    ):
+        assert bytes(reader._fetch("u", start, count)) == data[start : start + count]
+        assert file.asked == asked
+        file.asked.clear()
+
+
+def test_a_tensor_that_ends_early_or_is_not_finite_says_where(tmp_path: Path) -> None:
+    save(tmp_path, {"w": torch.tensor([1.0, 2.0, float("inf"), float("nan"), 5.0])})
+    tensor = open_checkpoint(str(tmp_path)).tensors["w"]
+    with TensorReader() as reader:
+        assert reader.read(tensor, 0, 2).tolist() == [1, 2] and reader.read(tensor, 4).tolist() == [5]
+        assert reader.read_raw(tensor, 3, 3).tolist() == []
+        for start, said in ((0, "inf at element 2"), (2, "inf at element 2"), (3, "nan at element 3")):
+            with pytest.raises(NonFiniteError, match=said):
+                reader.read(tensor, start)
+        with pytest.raises(CorruptArtifactError, match="cut short within tensor w"):
+            reader.read_raw(tensor, 0, 6)
+
+
+def test_a_file_is_written_byte_for_byte_and_its_index_too(tmp_path: Path) -> None:
+    slots = [Slot("a", "BF16", (3,)), Slot("b", "F32", ())]
+    assert [slot.nbytes for slot in slots] == [6, 4]
+    with CheckpointWriter(str(tmp_path / "model.safetensors"), slots) as writer:
+        assert writer.any_order and [part.left for part in writer.parts] == [3, 1]
+        writer.parts[1].write(np.array(2.0, dtype=np.float32))
+        writer.write(np.array([1.0, -2.0], dtype=np.float32))
+        writer.write(np.array([], dtype=np.float32))
+        writer.write(np.array([0.0], dtype=np.float32))
+    text = (
+        b'{"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},'
+        b'"b":{"dtype":"F32","shape":[],"data_offsets":[6,10]}}'
+    )
+    text += b" " * (-len(text) % 8)
+    data = struct.pack("<Q", len(text)) + text + bytes.fromhex("803f00c00000") + struct.pack("<f", 2.0)
+    assert (tmp_path / "model.safetensors").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    write_index(str(tmp_path), {"y": "2", "x": "1"}, 10)
+    assert (tmp_path / "model.safetensors.index.json").read_text() == (
+        '{\n  "metadata": {\n    "total_size": 10\n  },\n  "weight_map": {\n    "x": "1",\n    "y": "2"\n  }\n}\n'
+    )
+    assert [shard_name(n, count) for n, count in ((0, 1), (0, 2), (1, 2))] == [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_not_written(dtype: str, value: float, tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path / "model.safetensors"), [Slot("a", dtype, (2,))])
+    with pytest.raises(NonFiniteError, match=f"tensor a: a merged weight is not finite in {dtype}"), writer:
+        writer.write(np.array([60000.0, value], dtype=np.float32))
+    assert list(tmp_path.iterdir()) == []

@@ -1,17 +1,20 @@
 """Shards, manifests and files: whole or absent, and checked before use."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fusion_ray.errors import ArtifactError, CorruptArtifactError, MissingArtifactError, RecipeError
+from fusion_ray.storage import peak
 from fusion_ray.storage.artifacts import Artifact, read_manifest, retract_manifest, write_manifest
 from fusion_ray.storage.filesystem import delete, exists, join, list_files, locate, read_bytes, write_bytes
 from fusion_ray.storage.model_files import ModelFiles, find_model
-from fusion_ray.storage.peak import forget_peak, note_worker, read_peak
+from fusion_ray.storage.peak import forget_peak, note_worker, read_peak, take_peaks
 from fusion_ray.storage.rejections import settle_rejections
 from fusion_ray.storage.run_folder import MANIFEST
 from fusion_ray.storage.shards import find_shard, read_shard, shard_path, write_shard
@@ -232,3 +235,47 @@ def test_a_compact_shard_reads_like_the_plain_one(tmp_path: Path) -> None:
     assert back["topk_ids"].to_pylist() == plain["topk_ids"].to_pylist()
     assert back["topk_logprobs"][0].as_py() == pytest.approx(logprobs[0].as_py(), abs=0.01)
     assert read_shard(str(tmp_path), record, ["id", "real_logprobs"]).column_names == ["id", "real_logprobs"]
+
+
+def test_rejected_rows_are_listed_line_by_line_and_the_first_three_are_named(tmp_path: Path) -> None:
+    rows = {f"r{n}": f"naïve {n}" for n in range(4)}
+    records = [
+        write_shard(str(tmp_path), path, TABLE, "f1", {"rejected": dict(part)})
+        for path, part in (("0.parquet", [*rows.items()][:3]), ("1.parquet", [*rows.items()][3:]))
+    ]
+    made = artifact(tmp_path)
+    listing = Path(made.folder, "rejected", "rows.jsonl")
+    assert settle_rejections(made, [write_shard(str(tmp_path), "2.parquet", TABLE, "f", {"rejected": {}})], 0) == 0
+    assert settle_rejections(made, [], 0) == 0 and not listing.exists()
+    assert settle_rejections(made, records, cap=4 / 6) == 4
+    with pytest.raises(ArtifactError, match=r"4 of 6 .* \(66\.6%\) .* r0: naïve 0; r1: naïve 1; r2: naïve 2\. All are"):
+        settle_rejections(made, records, cap=0.666)
+    assert listing.read_text().splitlines() == [
+        f'{{"id": "r{n}", "reason": "naïve {n}", "shard": "{n // 3}.parquet"}}' for n in range(4)
+    ]
+
+
+def test_a_shard_that_is_read_and_written_again_has_the_same_bytes(tmp_path: Path) -> None:
+    kind = pa.list_(pa.field("item", pa.struct([pa.field("a", pa.list_(pa.int8())), pa.field("b", pa.string())])))
+    table = pa.table({"x": pa.array([[{"a": [1], "b": "c"}], None], kind)}).replace_schema_metadata({"k": "v"})
+    first = write_shard(str(tmp_path), "0.parquet", table, "f")
+    again = write_shard(str(tmp_path), "1.parquet", read_shard(str(tmp_path), first), "f")
+    assert again.sha256 == first.sha256 and (again.rows, again.bytes) == (2, (tmp_path / "0.parquet").stat().st_size)
+    assert find_shard(str(tmp_path), "1.parquet", "f") == again
+    (tmp_path / "2.parquet").write_text("no such thing")
+    assert find_shard(str(tmp_path), "2.parquet", "f") is None
+    pq.write_table(table, tmp_path / "3.parquet")
+    assert find_shard(str(tmp_path), "3.parquet", "f") is None
+
+
+def test_a_system_that_tells_no_memory_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status").write_text("Name:\ta:b\nVmHWM:\t    3 kB\nThreads:\t1\n")
+    monkeypatch.setattr(peak, "_STATUS", tmp_path / "status")
+    assert read_peak() == 3072
+    (tmp_path / "status").write_text("Name:\ta\n")
+    assert read_peak() == 0
+    monkeypatch.setattr(peak, "_STATUS", tmp_path / "none")
+    assert read_peak() == 0
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(take_peaks).result() == {"driver": 0, "worker": 0}
+        assert pool.submit(lambda: [note_worker(3), note_worker(1), take_peaks()][-1]).result()["worker"] == 3
