@@ -49,6 +49,9 @@ def thinks(messages: Any) -> str:
         # The template writes an empty answer in a shorter way than it writes what stands around any other.
         (lambda messages: f"ab{messages[1]['content']}bc" if messages[1]["content"] else "abc", ["b", ""],
          [(1, 1, 1, 0)]),
+        # It begins otherwise than before any other answer, so that a space before the answer may be its own.
+        (lambda messages: "BA"[messages[1]["content"] != " b"] + messages[1]["content"] + ".", ["q", " b"],
+         [(2, 3, 2, 1)]),
     ],
 )  # fmt: skip
 def test_answers_are_found_by_what_stands_around_them(
@@ -118,6 +121,7 @@ TABLE = make_vocabulary([b"", b" ", b"a", b"b", b" a", b" ab", b"ab", b"x", "é"
         ("aéb", [2, 2, 3], [(0, 1), (1, 2), (2, 3)], [1, 3, 4], [1]),
         ("a b", [2, 0, 3], [(0, 1), (1, 2), (2, 3)], [1, 2, 3], []),
         ("éab", [0, 4, 3], [(0, 1), (1, 2), (2, 3)], [2, 3, 4], [0]),
+        ("éx", [0, 4], [(0, 1), (1, 2)], [2, 3], [0, 1]),
         ("éab", [0, 7, 2], [(0, 2), (0, 1), (1, 2)], [3, 3, 3], [0, 1]),
     ],
 )

@@ -1,8 +1,12 @@
 """Rows of fused sets laid out as batches: what is taught where, and at which weight."""
 
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from toys.fused import toy_fused
+from toys.fused import SCHEMA, toy_fused
 from toys.training import anchored_rows, settings
 
 from fusion_ray.errors import CorruptArtifactError, RecipeError
@@ -57,3 +61,96 @@ def test_rows_are_cut_at_max_length_and_counted() -> None:
     assert some.n_unusable == 1 and some.lengths_N[3] == 0
     assert [some.answer_bytes(n) > 0 for n in range(10)] == [0 < length <= 30 for length in lengths]
     assert all(row.answer_T.max() < 30 for row in (some[n] for n in range(10) if some.lengths_N[n]))
+
+
+def shard(**changes: Any) -> pa.Table:
+    """Two turns of which the first begins at the first token, a rejected row, and one longer than 6 tokens."""
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "input_ids": [5, 6, 7, 8, 9], "turn_starts": [0, 3], "turn_lengths": [2, 1], "chosen": [1, -1, 2],
+         "topk_ids": [1, 2, 3, -1, 5, 6], "topk_logprobs": [-1, -2, -3, -np.inf, -5, -6], "n_bytes": 9},
+        {"id": "b", "reason": "no"},
+        {"id": "c", "input_ids": [1, 2, 3, 4, 5, 6, 7], "turn_starts": [4], "turn_lengths": [3], "chosen": [0, -2, -2],
+         "topk_ids": [11, 12, 13], "topk_logprobs": [-1, -2, -3], "n_bytes": 3},
+        {"id": "d", "input_ids": [1, 2], "turn_starts": [0], "turn_lengths": [1], "chosen": [1], "topk_ids": [1],
+         "topk_logprobs": [-1], "n_bytes": None},
+    ]  # fmt: skip
+    rows[0] |= changes
+    return pa.Table.from_pylist([dict.fromkeys(SCHEMA.names) | row for row in rows], schema=SCHEMA)
+
+
+def test_every_answer_token_that_has_one_before_it_is_taught() -> None:
+    some = TrainingRows([shard(), shard()], max_length=6)
+    assert (len(some), some.n_cut, some.n_unusable, some.n_anchored) == (8, 2, 4, 2)
+    assert some.lengths_N.tolist() == [5, 0, 6, 0] * 2 and some.answers_N.tolist() == [2, 0, 2, 0] * 2
+    assert [some.id_of(number) for number in (1, 4)] == ["b", "a"]
+    assert [some.answer_bytes(number) for number in range(4)] == [9, 0, 0, 0]
+    assert TrainingRows([shard()], max_length=7).answer_bytes(2) == 3 and some.largest_id() == 13
+    assert TrainingRows([shard(input_ids=[20] * 5)], max_length=6).largest_id() == 20
+    assert (
+        TrainingRows([], max_length=6).largest_id() == TrainingRows([SCHEMA.empty_table()], max_length=6).largest_id()
+    )
+    assert TrainingRows([], max_length=6).largest_id() == -1
+    first, cut = some[0], some[6]
+    assert (first.id, first.input_ids.tolist(), first.answer_T.tolist()) == ("a", [5, 6, 7, 8, 9], [1, 3])
+    assert (first.chosen_T.tolist(), first.ids_TK.tolist()) == ([-1, 2], [[3, -1], [5, 6]])
+    assert first.logprobs_TK.tolist() == [[-3, -np.inf], [-5, -6]]
+    assert (cut.id, cut.input_ids.tolist(), cut.answer_T.tolist()) == ("c", [1, 2, 3, 4, 5, 6], [4, 5])
+    assert (cut.chosen_T.tolist(), cut.ids_TK.tolist()) == ([0, -2], [[11], [12]])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"topk_ids": [1, 2, 3, 4, 5]},
+        {"topk_ids": [1, 2, 3, 4], "topk_logprobs": [-1] * 4},
+        {"topk_logprobs": [-1] * 5},
+        {"topk_logprobs": [-1] * 3},
+        {"chosen": [1, 1]},
+        {"chosen": [1] * 4},
+    ],
+)
+def test_a_row_whose_columns_do_not_fit_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(
+        CorruptArtifactError, match=r"row a: . kept ids, . log-probabilities and . choices for 3 answer"
+    ):
+        TrainingRows([shard(**wrong)], max_length=6)[0]
+
+
+def test_a_shard_that_lacks_a_column_is_refused_and_one_without_reasons_is_usable() -> None:
+    with pytest.raises(CorruptArtifactError, match=r"lacks the columns \['chosen'\]"):
+        TrainingRows([shard().drop_columns(["chosen", "reason"])], max_length=6)
+    some = TrainingRows([shard().slice(2, 1).drop_columns(["reason", "n_bytes"])], max_length=9)
+    assert (some.n_unusable, some.answer_bytes(0), some.lengths_N.tolist()) == (0, 0, [7])
+
+
+def test_a_batch_holds_every_row_s_targets_at_their_places() -> None:
+    some = TrainingRows([shard()], max_length=6)
+    made = make_batch(some, Batch(12, ((2, 0), ())), settings(), lambda_=0.25, pad_id=99)
+    assert made.input_ids_BW.tolist() == [[1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 99], [99] * 12]
+    assert made.position_ids_BW.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 0], list(range(12))]
+    assert (made.before_N.tolist(), made.row_N.tolist()) == ([3, 4, 6, 8], [2, 2, 0, 0])
+    assert made.target.gold_N.tolist() == [5, 6, 6, 8]
+    assert made.target.ids_NK.tolist() == [[11, -1], [12, -1], [3, -1], [5, 6]]
+    assert made.target.lambda_N.tolist() == [0.25, 0, 1, 0.25]
+    below = make_batch(some, Batch(6, ((2,), (0,))), settings(), lambda_=0.25, pad_id=99)
+    assert below.before_N.tolist() == [3, 4, 6, 8] and below.to(torch.device("cpu")).row_N.tolist() == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lambda_", "chosen", "kept"),
+    [
+        ((2, 0), 1.0, None, 2),  # Some are anchored.
+        ((0,), 1.0, None, 0),
+        ((0,), 0.5, None, 2),
+        ((0,), 0.5, [-1, -1, -1], 0),
+        ((0,), 0.5, [1, -1, -1], 0),  # The first of them has no token before it.
+        ((0,), 1.0, [-1, -2, -1], 2),
+        ((0,), 0.0, [0, 0, 0], 2),
+    ],
+)
+def test_kept_tokens_are_handed_on_only_where_they_teach(
+    rows: tuple[int, ...], lambda_: float, chosen: list[int] | None, kept: int
+) -> None:
+    some = TrainingRows([shard(**({"chosen": chosen} if chosen else {}))], max_length=6)
+    target = make_batch(some, Batch(11, (rows,)), settings(), lambda_=lambda_, pad_id=0).target
+    assert target.ids_NK.shape == (2 * len(rows), kept)
