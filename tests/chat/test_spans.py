@@ -50,8 +50,8 @@ def thinks(messages: Any) -> str:
         (lambda messages: f"ab{messages[1]['content']}bc" if messages[1]["content"] else "abc", ["b", ""],
          [(1, 1, 1, 0)]),
         # It begins otherwise than before any other answer, so that a space before the answer may be its own.
-        (lambda messages: "BA"[messages[1]["content"] != " b"] + messages[1]["content"] + ".", ["q", " b"],
-         [(2, 3, 2, 1)]),
+        (lambda messages: "BA"[messages[1]["content"] != " b"] + "".join(m["content"] for m in messages) + ".",
+         ["q", " b"], [(3, 4, 3, 1)]),
     ],
 )  # fmt: skip
 def test_answers_are_found_by_what_stands_around_them(
