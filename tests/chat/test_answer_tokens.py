@@ -40,6 +40,7 @@ def test_turns_are_laid_out_one_after_the_other() -> None:
         assert (made.ended.tolist(), made.ids_T.dtype) == (ended, np.int32)
     assert gather_answers([[one, two]]).end_id == 4
     assert gather_answers([[two, one]]).end_id == 4
+    assert gather_answers([[one], [two, AnswerTurn(NUMBERS[:2], NUMBERS[:2], True)]]).end_id == 4, "of the first"
     assert gather_answers([[one, one]]).end_id == gather_answers([]).end_id == -1
 
 
@@ -128,6 +129,16 @@ def test_a_question_that_leaves_no_room_for_a_token_is_not_asked(max_length: int
         return
     reason = f"the question has 8 tokens, and the model reads at most {max_length} with the answer"
     assert (prompt.input_ids.tolist(), prompt.ends, prompt.reason) == ([], set(), reason)
+
+
+def test_only_the_last_answer_is_asked_for() -> None:
+    tokenizer = letters(eos_token="<e>")
+    template = choose_template("{% for m in messages %}{{ m.content }}{{ '<e>' if loop.last }}{% endfor %}", tokenizer)
+    chat = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    for max_length in (3, 4):
+        (prompt,) = make_prompts([[*chat, {"role": "assistant", "content": "x"}]], tokenizer, template, max_length)
+        assert tokenizer.decode(prompt.input_ids) == ("abc" if max_length == 4 else "")
+        assert prompt.ends == ({tokenizer.eos_token_id} if max_length == 4 else set())
 
 
 def test_a_chat_that_cannot_be_written_keeps_its_place_among_prompts() -> None:

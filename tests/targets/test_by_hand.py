@@ -245,8 +245,13 @@ def test_arms_change_who_teaches_and_nothing_else() -> None:
         "topk_ids": [[1, 2, 12, -1, 5, 6], None, [15, -1, 9, 10]],
         "topk_logprobs": [[-1, -2, -1.5, -inf, -5, -6], None, [-3.5, -inf, -9, -10]],
     }
-    taught = fused([[1]], [[1]], [[-1]], [None])
-    assert as_anchored(taught, START.slice(1, 1).set_column(0, "id", [["0"]])).equals(taught)
+    two = pa.table({"id": ["0"], "real_logprobs": pa.array([[0]], FLOATS), "topk_ids": pa.array([[14, 15]], INTS),
+                    "topk_logprobs": pa.array([[-1, -2]], FLOATS)})  # fmt: skip
+    taught, untaught = (fused([[chosen]], [[1]], [[-1]], [None]) for chosen in (1, -1))
+    assert as_anchored(taught, two).equals(taught), "nothing is filled up where nothing is held"
+    assert as_anchored(untaught, two).to_pydict() == untaught.to_pydict() | {
+        "chosen": [[-2]], "topk_ids": [[14, 15]], "topk_logprobs": [[-1, -2]]
+    }  # fmt: skip
     assert as_sft(FUSED.slice(2)).to_pydict()["chosen"] == [[-1, -1]]
 
 
