@@ -224,7 +224,7 @@ def test_files_shorter_than_their_header_are_refused(tmp_path: Path) -> None:
 
 def header_of(entries: dict[str, Any], data: bytes = b"", pad: int = 0) -> bytes:
     """A safetensors file by hand."""
-    text = json.dumps(entries).encode() + b" " * pad
+    text = json.dumps({"__metadata__": {"note": "x" * pad}} | entries).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
@@ -296,7 +296,7 @@ def test_an_entry_of_a_header_fits_its_own_shape_and_the_file(entry: dict[str, A
 @pytest.mark.parametrize("beyond", [-9, -8, -7, 0, 1, 70_000])
 def test_a_header_of_any_length_is_read_whole(beyond: int, tmp_path: Path) -> None:
     entry = {"w": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}
-    pad = (64 << 10) + beyond - len(json.dumps(entry))
+    pad = (64 << 10) + beyond - len(json.dumps({"__metadata__": {"note": ""}} | entry))
     path = tmp_path / "model.safetensors"
     path.write_bytes(header_of(entry, b"abc", pad))
     with TensorReader() as reader:

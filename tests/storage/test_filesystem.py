@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from fusion_ray.errors import ArtifactError, MissingArtifactError, RecipeError
 from fusion_ray.storage import filesystem
@@ -44,6 +45,14 @@ def test_a_store_of_one_s_own_is_named_in_the_environment(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     assert filesystem._endpoint(uri) == added
+
+
+def test_an_address_is_opened_at_the_store_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = locate("s3://bucket/x")
+    expected = fs.S3FileSystem(endpoint_override="localhost:9", scheme="http")
+    assert (place.path, place.is_local, place.filesystem.equals(expected)) == ("bucket/x", False, True)
 
 
 def test_names_are_joined_and_addresses_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

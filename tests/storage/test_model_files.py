@@ -57,6 +57,8 @@ def test_a_hash_is_computed_once_and_a_cache_that_cannot_be_written_changes_noth
     (entry,) = (tmp_path / "cache" / "fusion_ray" / "hashes").iterdir()
     assert entry.read_text() == expected
     entry.write_text("remembered")
+    file_hash(model / "merges.txt")
+    assert len(list(entry.parent.iterdir())) == 2
     assert file_hash(file) == "remembered"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -108,6 +108,13 @@ def test_the_largest_gap_that_two_bytes_hold_is_stored_and_one_step_more_is_not(
         encode_topk(topk([[0, 1]], [[0.0, -65536 * step]], [-1.0]), np.array([1]))
 
 
+def test_a_shard_without_positions_has_none() -> None:
+    nothing = topk([], [], []).ids_TK.reshape(0, 3)
+    empty = TopK(nothing, nothing.astype(np.float32), np.zeros(0, np.float32))
+    found = decode_topk(encode_topk(empty, np.array([0, 0])))
+    assert (found.ids_TK.shape, found.logprobs_TK.shape, len(found)) == ((0, 0), (0, 0), 0)
+
+
 def test_where_rounding_raised_the_mass_above_1_it_is_brought_back_and_elsewhere_nothing_changes() -> None:
     near = np.log(0.5) + 0.0045  # Together 0.9 % too much: within what rounding may do.
     given = topk([[0, 1], [0, 1]], [[near, near], [-1.0, -2.0]], [-1.0, -1.0])

@@ -131,11 +131,12 @@ def test_making_an_artifact_anew_removes_what_a_killed_process_left_half_written
     folder = Path(made.folder)
     whole, half = folder / "train" / "00000.parquet", folder / "train" / ".00000.parquet.0a1b2c3d.tmp"
     whole.parent.mkdir(parents=True)
-    for path in (whole, half, folder / "chat.tmp"):
+    kept = folder / "train" / ".kept"
+    for path in (whole, half, kept, folder / "chat.tmp"):
         path.write_bytes(b"")
     retract_manifest(made.folder)
     assert not half.exists()
-    assert whole.exists() and (folder / "chat.tmp").exists()
+    assert whole.exists() and kept.exists() and (folder / "chat.tmp").exists()
 
 
 def test_an_artifact_without_manifest_does_not_exist(tmp_path: Path) -> None:

@@ -261,6 +261,8 @@ def test_two_rows_that_are_shuffled_swap_repeated_or_cut_to_their_length() -> No
             "topk_ids": [[7, 8, 9, 10, 7, 8], None, [1, 2, 3, 4]],
             "topk_logprobs": [[-7, -8, -9, -10, -7, -8], None, [-1, -2, -3, -4]],
         }
+    short = fused([[1], [1]], [[1, 2], [3, 4]], [[-1, -2], [-3, -4]], [None, None])
+    assert as_shuffled(short, 0, "x")["topk_ids"].to_pylist() == [[3, 4], [1, 2]]
     alone = fused([[1], [], [1]], [[1, 2], [], [3, 4]], [[-1, -2], [], [-3, -4]], [None, None, "no"])
     assert as_shuffled(alone, 0, "x").to_pydict() == alone.to_pydict()
 
