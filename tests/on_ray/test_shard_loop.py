@@ -46,3 +46,19 @@ def test_only_missing_shards_are_made_and_all_come_back_in_order(tmp_path: Path)
     asked.clear()
     assert make_shards("mine", artifact, PLANNED, make, told.append) == first
     assert asked == []
+
+
+def test_unless_more_are_said_to_be_there_one_actor_works(tmp_path: Path) -> None:
+    planned = [ShardRecord(shard_path("train", n), 2, 0, "", {}) for n in range(9)]
+    told: list[Progress] = []
+    for place, actors in (("plain", {}), ("two", {"actors": 2})):
+        artifact = Artifact(run=str(tmp_path / place), stage="fused", source="math")
+
+        def make(todo: list[ShardRecord], artifact: Artifact = artifact) -> Iterator[Mapping[str, Any]]:
+            for number, shard in enumerate(todo):
+                record = write_shard(artifact.folder, shard.path, table(shard.rows), artifact.fingerprint, FACTS)
+                yield asdict(record) | {"actor": f"actor-{number}"}
+
+        make_shards("mine", artifact, planned, make, told.append, **actors)
+        # The rate is measured over four shards for each actor.
+        assert told[-1].detail.endswith(" 8 actors" if actors else " 4 actors")

@@ -216,3 +216,45 @@ def test_one_fused_set_of_all_sources_learns_from_the_answers_of_all(folder: Pat
     }  # fmt: skip
     assert list(found["fused/multi"].models) == ["pivot", "math", "code"]
     assert list(found["fused/answers/code"].models) == ["pivot", "math", "code"]
+
+
+def test_control_arms_learn_from_the_rows_of_the_first_fused_set(folder: Path) -> None:
+    found = graph(folder, targets={"controls": ["sft", "shuffled"]})
+    assert [str(made) for made in found["targets/sft"].inputs] == ["fused/math", "distributions/pivot"]
+    assert str(found["targets/shuffled"].inputs[0]) == "fused/math"
+
+
+def test_the_anchor_of_a_later_round_is_what_the_merged_model_says(folder: Path) -> None:
+    found = graph(folder, targets={"rounds": 2})
+    assert (found["distributions/sft"].model, found["distributions/round-1"].model) == ("sft", "merged")
+
+
+def test_files_of_a_corpus_are_named_within_its_folder_and_one_file_is_just_the_chats(
+    folder: Path, tmp_path: Path
+) -> None:
+    assert set(graph(folder)["corpus"].contents) == {"chats"}
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text((folder / "chats.jsonl").read_text())
+    assert set(graph(folder, corpus={"path": str(tmp_path)})["corpus"].contents) == {"a.jsonl", "b.jsonl"}
+
+
+def test_of_several_missing_files_and_models_the_first_is_named_and_the_plan_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    judge = {"base_url": "http://one/v1", "model": "large", "questions": str(tmp_path / "first.jsonl")}
+    task = {"kind": "gold_answer", "name": "gold", "path": str(tmp_path / "second.jsonl")}
+    recipe = recipe_of(folder, judge=judge, evaluate={"tasks": [task]})
+    with pytest.raises(RecipeError, match=r"judge\.questions: no file .*first\.jsonl"):
+        build_graph(recipe)
+    (*_, report) = list_statuses(recipe)
+    assert report.state == "blocked" and report.why.startswith("judge.questions: no file")
+    gone = recipe_of(folder, pivot={"model": "./no/pivot"}, sources=[{"name": "math", "model": "./no/math"}])
+    why = {str(status.artifact): status.why for status in list_statuses(gone)}
+    assert "./no/pivot" in why["report"] and "./no/math" in why["distributions/math"]
+
+
+def test_files_in_folders_within_the_folder_of_tasks_count(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "inner").mkdir(parents=True)
+    (tmp_path / "tasks" / "inner" / "own.yaml").write_text("a")
+    found = graph(folder, evaluate={"tasks": ["own"], "folder": str(tmp_path / "tasks")})["report"]
+    assert set(found.contents) == {"evaluate.folder/inner/own.yaml"}
