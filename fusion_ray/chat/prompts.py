@@ -7,6 +7,7 @@ import numpy as np
 
 from fusion_ray.chat import Template, render_all
 from fusion_ray.chat.rendered import Rendered
+from fusion_ray.chat.templates import find_ending
 from fusion_ray.errors import FusionRayError
 
 # Stands where the answer will: a template is only asked for whole conversations.
@@ -14,7 +15,7 @@ STAND_IN = "x"
 
 
 class Prompt(NamedTuple):
-    """What a model reads before it answers, the token that ends its answers, and why it cannot be asked."""
+    """What a model reads before it answers, the tokens that end its answers, and why it cannot be asked."""
 
     input_ids: np.ndarray
     ends: set[int]
@@ -26,13 +27,14 @@ def make_prompts(
 ) -> list[Prompt]:
     """Chats that end with a stand-in for the answer, as the model reads them before it."""
     nothing = np.zeros(0, dtype=np.int32)
+    ends = find_ending(tokenizer, template).ids if template.kind != "none" else set()
     prompts = []
     for rendered in render_all(tokenizer, chats, template):
         reason = _why_not(rendered, max_length)
         if reason is None and isinstance(rendered, Rendered):
             last = rendered.turns[-1]
-            ends = {int(rendered.input_ids[last.stop - 1])} if last.ended else set()
-            prompts.append(Prompt(rendered.input_ids[: last.start], ends, None))
+            own = {int(rendered.input_ids[last.stop - 1])} if last.ended else set()
+            prompts.append(Prompt(rendered.input_ids[: last.start], own | ends, None))
         else:
             prompts.append(Prompt(nothing, set(), reason))
     return prompts

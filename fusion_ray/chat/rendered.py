@@ -20,12 +20,15 @@ class Turn:
         boundaries: Byte of the canonical text at which answer token i ends, int32, never decreasing, in [0, n_bytes].
         ended: The last answer token is the end-of-turn token; its boundary is n_bytes.
         n_bytes: Bytes of the canonical text that the tokens cover.
+        ending: Where it has ended, how many of the last tokens come after the text: the template's whitespace and the
+            control tokens that end the turn.
     """
 
     start: int
     boundaries: np.ndarray
     ended: bool
     n_bytes: int
+    ending: int = 1
 
     def __len__(self) -> int:
         return len(self.boundaries)
@@ -63,10 +66,10 @@ class Rendered:
 
 
 def break_off(rendered: Rendered) -> Rendered:
-    """A conversation whose last answer has no end: without its end-of-turn token, and what a template puts after it."""
+    """A conversation whose last answer has no end: without what ends the turn, and what a template puts after it."""
     *before, last = rendered.turns
     if last.ended:
-        last = replace(last, boundaries=last.boundaries[:-1], ended=False)
+        last = replace(last, boundaries=last.boundaries[: -last.ending], ended=False)
     return replace(rendered, input_ids=rendered.input_ids[: last.stop], turns=(*before, last))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fusion_ray.chat.rendered import Rendered, Turn
 from fusion_ray.chat.spans import Span, find_spans
-from fusion_ray.chat.templates import ROLES, Messages, Template, choose_template, write_text
+from fusion_ray.chat.templates import ROLES, Ending, Messages, Template, choose_template, find_ending, write_text
 from fusion_ray.chat.token_ends import char_to_byte, token_ends
 from fusion_ray.chat.vocabulary import Vocabulary, control_tokens, read_vocabulary
 from fusion_ray.errors import AlignmentError, RecipeError
@@ -41,14 +41,23 @@ def render_all(
     """Render many conversations; one that cannot be used gives its error in its place. See `render`."""
     if isinstance(template, str):
         template = choose_template(template, tokenizer)
-    written = [_write(tokenizer, messages, template) for messages in conversations]
+    ending = Ending() if template.kind == "none" else find_ending(tokenizer, template)
+    written = [_write(tokenizer, messages, template, ending) for messages in conversations]
     texts = [item.text for item in written if isinstance(item, _Written)]
     encodings = iter(tokenizer(texts, add_special_tokens=False).encodings if texts else ())
-    vocabulary, control = read_vocabulary(tokenizer), control_tokens(tokenizer).ids
+    tables = _Tables(read_vocabulary(tokenizer), control_tokens(tokenizer).ids | ending.first_ids, ending.length)
     return [
-        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings), vocabulary, control)
+        item if isinstance(item, AlignmentError) else _tokenised(tokenizer, item, next(encodings), tables)
         for item in written
     ]
+
+
+class _Tables(NamedTuple):
+    """What ids stand for, those that may follow an answer directly, and how many of them end it."""
+
+    vocabulary: Vocabulary
+    control: frozenset[int]
+    ending_length: int
 
 
 class _Written:
@@ -60,7 +69,7 @@ class _Written:
         self.raw = text.encode()
 
 
-def _write(tokenizer: Any, messages: Messages, template: Template) -> _Written | AlignmentError:
+def _write(tokenizer: Any, messages: Messages, template: Template, ending: Ending) -> _Written | AlignmentError:
     try:
         cleaned = _checked(messages)
         if template.kind == "none" or cleaned[0]["role"] == "text":
@@ -73,6 +82,8 @@ def _write(tokenizer: Any, messages: Messages, template: Template) -> _Written |
             cleaned = _without_system(cleaned)
             text = write_text(tokenizer, cleaned, template)
         spans = find_spans(lambda changed: write_text(tokenizer, changed, template), cleaned, text)
+        if not ending.is_written_last and cleaned[-1]["role"] == "assistant":
+            text += ending.text
         return _Written(text, spans)
     except UnicodeEncodeError as error:
         return AlignmentError(f"the conversation is not valid Unicode: {error}")
@@ -103,15 +114,13 @@ def _without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
-def _tokenised(
-    tokenizer: Any, written: _Written, encoding: Any, vocabulary: Vocabulary, control: frozenset[int]
-) -> Rendered | AlignmentError:
-    ends = token_ends(encoding, written.text, written.raw, vocabulary)
+def _tokenised(tokenizer: Any, written: _Written, encoding: Any, tables: _Tables) -> Rendered | AlignmentError:
+    ends = token_ends(encoding, written.text, written.raw, tables.vocabulary)
     input_ids = np.array(encoding.ids, dtype=np.int32)
     if written.spans is None:
         return _plain(tokenizer, written, input_ids, ends.ends_T, bool(ends.changed_T.any()))
     bytes_before = char_to_byte(written.text)
-    tokens = _Tokens(input_ids, ends.ends_T, vocabulary, control)
+    tokens = _Tokens(input_ids, ends.ends_T, tables)
     turns = tuple(_turn(span, tokens, written.raw, bytes_before) for span in written.spans)
     if any(turn.start == 0 and len(turn) for turn in turns):
         return AlignmentError("the first answer token is the first token of all, so nothing predicts it.")
@@ -140,8 +149,11 @@ class _Tokens(NamedTuple):
 
     ids_T: np.ndarray
     ends_T: np.ndarray
-    vocabulary: Vocabulary
-    control: frozenset[int]
+    tables: _Tables
+
+    def is_added(self, t: int) -> bool:
+        """Whether token t was added to the vocabulary, so that it is never part of a word."""
+        return int(self.ids_T[t]) in self.tables.vocabulary.added
 
 
 def _turn(span: Span, tokens: _Tokens, raw: bytes, bytes_before: np.ndarray) -> Turn:
@@ -153,8 +165,11 @@ def _turn(span: Span, tokens: _Tokens, raw: bytes, bytes_before: np.ndarray) -> 
     stop = first
     if finish > begin:
         stop = max(first, min(int(np.searchsorted(ends_T, finish, side="left")) + 1, len(ends_T)))
-        while stop < len(ends_T) and ends_T[stop] == finish and int(tokens.ids_T[stop]) not in tokens.vocabulary.added:
+        while stop < len(ends_T) and ends_T[stop] == finish and not tokens.is_added(stop):
             stop += 1
+        # A control token may take whitespace before it (`lstrip`) that is the answer's.
+        while stop > first and ends_T[stop - 1] > finish and tokens.is_added(stop - 1):
+            stop -= 1
     end = _end_of_turn(stop, tokens, raw)
     shift = len(span.content[: span.core_in_content].encode()) - int(bytes_before[span.core_in_text])
     boundaries = np.clip(ends_T[first:stop] + shift, 0, n_bytes).astype(np.int32)
@@ -162,15 +177,19 @@ def _turn(span: Span, tokens: _Tokens, raw: bytes, bytes_before: np.ndarray) -> 
         boundaries[-1] = n_bytes
     if end is not None:
         boundaries = np.concatenate([boundaries, np.full(end + 1 - stop, n_bytes, dtype=np.int32)])
-    return Turn(first, boundaries, end is not None, n_bytes)
+    return Turn(first, boundaries, end is not None, n_bytes, ending=1 if end is None else end + 1 - stop)
 
 
 def _end_of_turn(stop: int, tokens: _Tokens, raw: bytes) -> int | None:
-    """Index of the control token that follows, with nothing but a template's whitespace between."""
+    """Index of the last token of the ending that follows, with nothing but a template's whitespace between."""
+    found, last = 0, None
     for t in range(stop, len(tokens.ends_T)):
-        if int(tokens.ids_T[t]) in tokens.control:
-            return t
+        if tokens.is_added(t) and (found or int(tokens.ids_T[t]) in tokens.tables.control):
+            found, last = found + 1, t
+            if found == tokens.tables.ending_length:
+                break
+            continue
         before = int(tokens.ends_T[t - 1]) if t else 0
         if raw[before : int(tokens.ends_T[t])].strip():
-            return None
-    return None
+            break
+    return last

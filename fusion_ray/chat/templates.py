@@ -3,12 +3,13 @@
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import takewhile
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import jinja2
 
-from fusion_ray.chat.vocabulary import control_tokens
+from fusion_ray.chat.vocabulary import control_tokens, read_vocabulary
 from fusion_ray.errors import AlignmentError, RecipeError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -116,30 +117,90 @@ def _missing_bos(tokenizer: Any, text: str, source: str | None) -> str:
     return bos if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else ""
 
 
-_ENDS: WeakKeyDictionary[Any, dict[str | None, str]] = WeakKeyDictionary()
+class Ending(NamedTuple):
+    """How the answers of a conversation end in one model's tokens.
+
+    Attributes:
+        ids: The last token of an ending, where a turn follows and at the end of the conversation (gpt-oss ends them
+            with `<|end|>` and `<|return|>`).
+        first_ids: The first tokens of these endings.
+        length: Control tokens of an ending; Cohere2 writes two.
+        text: What is written, between turns.
+        is_written_last: The template ends the last answer, too. Where it does not (GLM ends an answer with the
+            `<|user|>` that follows), the ending has to be added.
+    """
+
+    ids: frozenset[int] = frozenset()
+    first_ids: frozenset[int] = frozenset()
+    length: int = 1
+    text: str = ""
+    is_written_last: bool = True
+
+
+_MARK = "Zq7answerZq7"
+_ENDINGS: WeakKeyDictionary[Any, dict[Template, Ending]] = WeakKeyDictionary()
+
+
+def find_ending(tokenizer: Any, template: Template) -> Ending:
+    """What stands between an answer and the next turn, and between the last answer and the end.
+
+    The control tokens (added to the vocabulary, special or not) that directly follow an answer are an ending as far as
+    both places have them in common, and the first one where they differ. Looked up once for each template.
+    """
+    known = _ENDINGS.setdefault(tokenizer, {})
+    if template not in known:
+        known[template] = _find_ending(tokenizer, template)
+    return known[template]
+
+
+def _find_ending(tokenizer: Any, template: Template) -> Ending:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    try:
+        last = _control_after(tokenizer, write_text(tokenizer, turns, template).partition(_MARK)[2])
+    except AlignmentError:
+        return Ending()
+    try:
+        parts = write_text(tokenizer, turns * 2, template).split(_MARK)
+    except AlignmentError:  # a template of one question and one answer
+        parts = []
+    between = _control_after(tokenizer, parts[1]) if len(parts) == 3 else last
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(between, last, strict=False))
+    length = max(1, len(list(alike)))
+    endings = [run[:length] for run in (between, last) if run]
+    if not endings:
+        return Ending()
+    vocabulary = read_vocabulary(tokenizer)
+    return Ending(
+        ids=frozenset(run[-1] for run in endings),
+        first_ids=frozenset(run[0] for run in endings),
+        length=length,
+        text=b"".join(vocabulary.token(token_id) for token_id in endings[0]).decode(),
+        is_written_last=bool(last),
+    )
+
+
+def _control_after(tokenizer: Any, text: str) -> list[int]:
+    """The control tokens that a text begins with, whitespace between them apart, up to a BOS."""
+    added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.content}
+    if tokenizer.bos_token_id != tokenizer.eos_token_id:
+        added.pop(tokenizer.bos_token, None)
+    longest_first = sorted(added, key=len, reverse=True)
+    found: list[int] = []
+    while token := next((token for token in longest_first if text.lstrip().startswith(token)), None):
+        found.append(added[token])
+        text = text.lstrip()[len(token) :]
+    return found
 
 
 def own_end_of_turn(tokenizer: Any, source: str | None = None) -> str:
-    """The text of the token with which this model ends a turn: what its own template writes, else its EOS.
+    """How this model's answers end, as text: what its own template writes, else its EOS.
 
     Args:
         tokenizer: The reader's.
         source: The template to be filled; where it is ChatML and the tokenizer knows `<|im_end|>`, that is it.
     """
-    known = _ENDS.setdefault(tokenizer, {})
-    if source not in known:
-        known[source] = _find_end_of_turn(tokenizer, source)
-    return known[source]
-
-
-def _find_end_of_turn(tokenizer: Any, source: str | None) -> str:
     if tokenizer.chat_template:
-        mark = "Zq7answerZq7"
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-        after = write_text(tokenizer, messages, Template("native")).partition(mark)[2].lstrip()
-        for token in control_tokens(tokenizer).texts:
-            if after.startswith(token):
-                return token
-    elif source and "<|im_start|>" in source and "<|im_end|>" in control_tokens(tokenizer).texts:
+        return find_ending(tokenizer, Template("native")).text or str(tokenizer.eos_token or "")
+    if source and "<|im_start|>" in source and "<|im_end|>" in control_tokens(tokenizer).texts:
         return "<|im_end|>"
     return str(tokenizer.eos_token or "")

@@ -51,10 +51,19 @@ def char_to_byte(text: str) -> np.ndarray:
 
 def _walk(encoding: Any, text: str, raw: bytes, tokens: list[bytes]) -> TokenEnds:
     bytes_before = char_to_byte(text).tolist()
-    ends, changed, position = [], [], 0
+    ends: list[int] = []
+    changed: list[bool] = []
+    position = 0
     for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
         piece = tokens[index]
         change = False
+        # The offsets of a composed character cover its first code point only: the others are its, too. Those of the
+        # token after it may leave out the spaces that it begins with.
+        if changed and changed[-1] and position < bytes_before[start]:
+            spaces = piece[: len(piece) - len(piece.lstrip())]
+            begins = bytes_before[start] - len(spaces)
+            position = max(position, begins if raw.startswith(spaces, begins) else bytes_before[start])
+            ends[-1] = position
         if piece and raw.startswith(piece, position):
             position += len(piece)
         elif piece[:1] == b" " and raw.startswith(piece[1:], position):  # SentencePiece's space again
@@ -65,4 +74,6 @@ def _walk(encoding: Any, text: str, raw: bytes, tokens: list[bytes]) -> TokenEnd
             position = max(position, bytes_before[stop])
         ends.append(position)
         changed.append(change)
+    if changed and changed[-1]:
+        ends[-1] = len(raw)
     return TokenEnds(np.array(ends, dtype=np.int64), np.array(changed, dtype=bool))

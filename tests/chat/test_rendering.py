@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import toys.models as toy_models
+from tokenizers import AddedToken
 
 from fusion_ray.chat import break_off, choose_template, cut, pivot_template, render, render_all
+from fusion_ray.chat.prompts import make_prompts
 from fusion_ray.chat.vocabulary import control_tokens, read_vocabulary
 from fusion_ray.errors import AlignmentError, RecipeError
 
@@ -226,6 +228,65 @@ def test_a_template_without_an_end_of_turn_gives_turns_that_have_not_ended():
     assert not rendered.turns[0].ended
 
 
+QUESTIONS = "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|assistant|>{% else %}"
+ENDINGS = {
+    "one token, not special": (QUESTIONS + "{{ m.content }}<|end|>{% endif %}{% endfor %}", ["<|end|>"], ["<|end|>"]),
+    "the next question, and nothing at the end (GLM)": (
+        QUESTIONS + "{{ m.content }}{% endif %}{% endfor %}", ["<|user|>"], ["<|user|>"]
+    ),
+    "two tokens (Cohere)": (
+        QUESTIONS + "{{ m.content }}<|done|><|end|>{% endif %}{% endfor %}",
+        ["<|done|>", "<|end|>"], ["<|done|>", "<|end|>"],
+    ),
+    "another token at the end (gpt-oss)": (
+        QUESTIONS + "{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endif %}{% endfor %}",
+        ["<|end|>"], ["<|return|>"],
+    ),
+    "a token and EOS behind all (Phi)": (
+        QUESTIONS + "{{ m.content }}<|end|>\n{% endif %}{% endfor %}{{ eos_token }}", ["<|end|>"], ["<|end|>"]
+    ),
+    "whitespace before it": (QUESTIONS + "{{ m.content }} \n<|end|>{% endif %}{% endfor %}", ["<|end|>"], ["<|end|>"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(("source", "between", "last"), ENDINGS.values(), ids=ENDINGS)
+def test_an_answer_ends_as_the_template_ends_it(source, between, last, special):
+    tokenizer = with_template(toy_models.byte_level_tokenizer(), source)
+    added = ["<|user|>", "<|assistant|>", "<|end|>", "<|done|>", "<|return|>"]
+    tokenizer.add_tokens([AddedToken(token, special=special) for token in added])
+    rendered = render(tokenizer, [user("One?"), assistant("One."), user("Two?"), assistant("Two.")])
+    for turn, answer, ending in zip(rendered.turns, ("One.", "Two."), (between, last), strict=True):
+        text = tokenizer.decode(rendered.input_ids[turn.start : turn.stop])
+        assert turn.ended and "".join(text.split()) == answer + "".join(ending)
+        assert (turn.boundaries[-len(ending) :] == 4).all()
+    (prompt,) = make_prompts([[user("One?"), assistant("x")]], tokenizer, choose_template("native", tokenizer), None)
+    assert prompt.ends == {tokenizer.convert_tokens_to_ids(ending[-1]) for ending in (between, last)}
+    broken = break_off(rendered)
+    assert not broken.turns[-1].ended and tokenizer.decode(broken.input_ids).endswith("<|assistant|>Two.")
+
+
+@pytest.mark.parametrize("answer", ["cafe\u0301", "\u1112\u1161\u11ab", "man\u0303", "u\u0308", "e\u0301 e\u0301"])
+@pytest.mark.parametrize("normalizer", ["NFC", "NFKC"])
+def test_an_answer_that_ends_in_a_composed_character_ends_with_its_turn(answer, normalizer):
+    tokenizer = toy_models.byte_level_tokenizer(normalizer=normalizer)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for more in ([], [user("y"), assistant("ok")]):
+        rendered = check(tokenizer, [user("x"), assistant(answer), *more])
+        turn = rendered.turns[0]
+        ids = rendered.input_ids[turn.start : turn.stop].tolist()
+        assert turn.ended and ids.index(end) == len(ids) - 1
+        assert turn.boundaries[-2] == len(answer.encode())
+
+
+def test_a_control_token_that_takes_the_spaces_before_it_is_no_part_of_the_answer():
+    source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|stop|>\n{% endfor %}"
+    tokenizer = with_template(toy_models.byte_level_tokenizer(), source)
+    tokenizer.add_tokens([AddedToken("<|stop|>", lstrip=True, special=True)])
+    turn = render(tokenizer, [user("x"), assistant("ok  ")]).turns[0]
+    assert turn.ended and turn.boundaries.tolist()[-2:] == [4, 4]
+
+
 @pytest.mark.parametrize("built_in", ["chatml", "plain"])
 def test_a_tokenizer_without_a_template_reads_a_built_in_one(built_in):
     tokenizer = toy_models.unigram_tokenizer()
@@ -356,7 +417,7 @@ def test_an_answer_that_is_broken_off_has_no_end_of_turn_and_nothing_after_it(to
     assert broken.turns[0] is whole.turns[0]
     last, before = broken.turns[-1], whole.turns[-1]
     assert (last.start, last.n_bytes, last.ended, before.ended) == (before.start, before.n_bytes, False, True)
-    assert last.boundaries.tolist() == before.boundaries[:-1].tolist()
+    assert last.boundaries.tolist() == before.boundaries[: -before.ending].tolist()
     assert last.boundaries[-1] == len(b"second and last")
     assert broken.input_ids.tolist() == whole.input_ids[: last.stop].tolist()
     assert len(break_off(broken).input_ids) == len(broken.input_ids)

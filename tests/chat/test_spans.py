@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusion_ray.chat.rendering import _Tokens, _turn
+from fusion_ray.chat.rendering import _Tables, _Tokens, _turn
 from fusion_ray.chat.spans import Span, find_spans
 from fusion_ray.chat.token_ends import char_to_byte, token_ends
 from fusion_ray.chat.vocabulary import make_vocabulary
@@ -175,6 +175,6 @@ def test_the_tokens_of_an_answer_are_all_that_have_a_byte_of_it_and_its_end(
     raw: str, ends: list[int], ids: list[int], span: tuple[int, int, str, int, int], turn: tuple[Any, ...]
 ) -> None:
     vocabulary = make_vocabulary([b""] * 10, added=(8, CONTROL))
-    tokens = _Tokens(np.array(ids), np.array(ends), vocabulary, frozenset({CONTROL}))
+    tokens = _Tokens(np.array(ids), np.array(ends), _Tables(vocabulary, frozenset({CONTROL}), ending_length=1))
     found = _turn(Span(*span), tokens, raw.encode(), char_to_byte(raw))
     assert (found.start, found.boundaries.tolist(), found.ended, found.n_bytes) == turn

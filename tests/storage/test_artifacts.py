@@ -125,7 +125,7 @@ def test_inputs_are_found_by_what_they_are() -> None:
 
 def test_what_a_fingerprint_covers_is_named_part_by_part() -> None:
     assert FUSED.parts == {
-        "code": 1, "setting align.kind": "bytes", "setting top_k": 4, "input corpus": CORPUS.fingerprint,
+        "code": artifacts.CODE_VERSIONS["fused"], "setting align.kind": "bytes", "setting top_k": 4, "input corpus": CORPUS.fingerprint,
         "model pivot": PIVOT.fingerprint,
     }  # fmt: skip
     assert CORPUS.parts == {"code": 1, "setting seed": 0, "content chats": "2"}
@@ -139,9 +139,10 @@ def test_every_change_is_told_in_words_once(tmp_path: Path, monkeypatch: pytest.
     written = write_manifest(artifact, seconds=1)
     model = replace(PIVOT, hashes={"config.json": "9"})
     changed = replace(artifact, settings={"top_k": 5}, models={"pivot": model}, inputs=(replace(CORPUS, contents={}),))
-    monkeypatch.setitem(artifacts.CODE_VERSIONS, "fused", 7)
+    before = artifacts.CODE_VERSIONS["fused"]
+    monkeypatch.setitem(artifacts.CODE_VERSIONS, "fused", before + 5)
     assert changed.why_stale(written) == [
-        "code was 1, is 7", "input corpus changed", "model pivot changed", "align.kind was 'bytes', is None",
+        f"code was {before}, is {before + 5}", "input corpus changed", "model pivot changed", "align.kind was 'bytes', is None",
         "top_k was 4, is 5",
     ]  # fmt: skip
     other = replace(artifact)
