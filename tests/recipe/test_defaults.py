@@ -381,3 +381,48 @@ def test_names_that_a_run_has_itself_are_refused(name: str) -> None:
         with_overrides(f"sources.math.name={name}")
     for free in (f"{name}x", f"x{name}"):
         with_overrides(f"sources.math.name={free}")
+
+
+def test_equal_sections_have_equal_hashes_however_their_options_are_ordered() -> None:
+    first, second = (
+        with_overrides(f"distributions.engine={{kind: vllm, options: {options}}}").distributions
+        for options in ("{a: 1, b: 2}", "{b: 2, a: 1}")
+    )
+    assert first == second and hash(first) == hash(second)
+
+
+def test_a_choice_keeps_its_kind_in_every_dump_but_one_that_leaves_it_out() -> None:
+    store = with_overrides("distributions.store={kind: sampled, seed: 3}", "targets.tail=sampled").distributions.store
+    assert store.model_dump(exclude_defaults=True) == {"kind": "sampled", "seed": 3}
+    assert store.model_dump(exclude_unset=True) == {"kind": "sampled", "seed": 3}
+    assert store.model_dump(exclude_defaults=True, exclude={"kind"}) == {"seed": 3}
+    assert store.model_dump(exclude_defaults=True, include={"seed"}) == {"seed": 3}
+    assert store.model_dump(exclude_defaults=True, include={"kind", "seed"}) == {"kind": "sampled", "seed": 3}
+    assert store.model_dump(exclude={"kind"}) == {"draws": 10, "seed": 3}
+    assert list(store.model_dump()) == ["kind", "draws", "seed"]
+    assert with_overrides("corpus.heldout=0.2").corpus.model_dump(exclude_defaults=True) == {
+        "path": "chats.jsonl", "heldout": 0.2,
+    }  # fmt: skip
+
+
+def test_an_error_names_its_place_and_what_was_given_and_not_what_only_follows_from_it() -> None:
+    def message(*overrides: str, **sections: Any) -> str:
+        with pytest.raises(RecipeError) as error:
+            parse_recipe(copy.deepcopy(SMALL | sections), overrides=overrides)
+        return str(error.value)
+
+    assert message("seed=-1") == "recipe: seed: Input should be greater than or equal to 0 (got -1)"
+    assert message("sources.math.name=pivot").startswith("recipe: sources: the name 'pivot' is reserved")
+    assert message("corpus.heldot=1").startswith("recipe: corpus: unknown key 'heldot' (did you mean 'heldout'?); ")
+    assert "got" not in message("corpus.heldot=1")
+    too_short = message(sources=[])
+    assert too_short.startswith("recipe: sources: ") and "at least 1 item" in too_short
+    wrong_too = message(sources=[{"name": "a b", "model": "m"}], evaluate={"tasks": []})
+    assert "pattern" in wrong_too and "at least 1 item" not in wrong_too
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"), [("name=1e5x", "1e5x"), ("seed=1e1", 10), ("seed=12", 12), ("answers=", None)]
+)
+def test_what_is_set_is_read_as_yaml_and_as_a_number_where_it_is_one(override: str, expected: Any) -> None:
+    assert getattr(with_overrides(override), override.partition("=")[0]) == expected
