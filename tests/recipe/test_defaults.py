@@ -160,6 +160,18 @@ def test_a_choice_has_its_own_defaults(setting: str, expected: dict[str, Any]) -
     assert getattr(section, key).model_dump(mode="json", exclude={"kind"}) == expected
 
 
+@pytest.mark.parametrize(("key", "least", "most"), [("draws", 1, 1024), ("seed", 0, None)])
+def test_draws_are_counted_and_seeded_from_the_least_on(key: str, least: int, most: int | None) -> None:
+    def draw(value: int) -> None:
+        with_overrides(f"distributions.store={{kind: sampled, {key}: {value}}}", "targets.tail=sampled")
+
+    for value in (least, most or 2**40):
+        draw(value)
+    for value in (least - 1, *([most + 1] if most else [])):
+        with pytest.raises(RecipeError):
+            draw(value)
+
+
 def test_draws_and_early_stops_have_their_own_defaults() -> None:
     drawn = with_overrides("distributions.store=sampled", "targets.tail=sampled").distributions.store
     assert drawn.model_dump() == {"kind": "sampled", "draws": 10, "seed": 0}
