@@ -192,6 +192,12 @@ def test_an_epoch_is_cut_where_half_of_a_row_lies_and_no_step_is_empty() -> None
         ([6, 3, 3, 3], 100, [Batch(15, ((0, 1, 2, 3),))]),
         ([6, 3, 3, 3], 14, [Batch(6, ((0,), (1, 2))), Batch(3, ((3,),))]),
         ([50, 50, 49], 150, [Batch(50, ((0,), (1,), (2,)))]),  # 1 % is little.
+        # Lanes of half as much again as the longest waste least; then of twice and three times as much; then of all.
+        ([4, 2, 10], 20, [Batch(14, ((2, 0),)), Batch(2, ((1,),))]),
+        ([7, 2, 6], 21, [Batch(13, ((0, 2),)), Batch(2, ((1,),))]),
+        ([11, 11, 4, 10], 44, [Batch(32, ((0, 1, 3),)), Batch(4, ((2,),))]),
+        ([10, 10, 6, 11, 10, 10, 9], 66, [Batch(66, ((3, 0, 1, 4, 5, 6, 2),))]),
+        ([10, 11, 2], 23, [Batch(12, ((0, 2),)), Batch(11, ((1,),))]),
         ([50, 50, 46], 150, [Batch(100, ((0, 1),)), Batch(46, ((2,),))]),
     ],
 )

@@ -210,6 +210,35 @@ def test_no_tensor_over_all_positions_and_the_whole_vocabulary_exists() -> None:
     assert seen.largest < N * V
 
 
+@pytest.mark.parametrize("learns", [(True, False), (False, True)])
+def test_hidden_states_and_head_get_gradients_each_without_the_other(learns: tuple[bool, bool]) -> None:
+    target, (hidden_ND, head_VD, bias_V) = draw_target(), draw_inputs()
+    both = torch.autograd.grad(fusion_loss(hidden_ND, head_VD, target).loss, (hidden_ND, head_VD))
+    given = [tensor.detach().requires_grad_(asked) for tensor, asked in zip((hidden_ND, head_VD), learns, strict=True)]
+    fusion_loss(*given, target).loss.backward()
+    for tensor, asked, expected in zip(given, learns, both, strict=True):
+        assert (tensor.grad is not None) is asked
+        assert not asked or relative_error(tensor.grad, expected) < 1e-6
+    fixed = bias_V.detach()
+    biased = fusion_loss(hidden_ND, head_VD, target, bias_V=fixed).loss
+    assert relative_error(biased, naive_fusion_loss(hidden_ND, head_VD, target, bias_V=fixed)) < TOLERANCE
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_chunk_has_as_many_positions_as_its_bytes_hold(rows: int) -> None:
+    target, (hidden_ND, head_VD, _) = draw_target(), draw_inputs()
+    for over, size in ((0, rows), (4 * V - 1, rows), (-1, max(1, rows - 1))):
+        with LargestTensor() as seen:
+            fusion_loss(hidden_ND[:, :1], head_VD[:, :1], target, chunk_bytes=4 * V * rows + over)
+        assert seen.largest == V * size
+
+
+def test_an_empty_target_costs_nothing() -> None:
+    hidden_ND, head_VD, _ = draw_inputs()
+    found = fusion_loss(hidden_ND[:0], head_VD, gold_target(torch.zeros(0, dtype=torch.int64)))
+    assert (found.loss.item(), len(found.gold_N), len(found.soft_N)) == (0.0, 0, 0)
+
+
 def test_targets_can_be_cut_anywhere() -> None:
     target = draw_target()
     cut = target[4:9]

@@ -98,6 +98,15 @@ def test_every_answer_token_that_has_one_before_it_is_taught() -> None:
     assert (cut.chosen_T.tolist(), cut.ids_TK.tolist()) == ([0, -2], [[11], [12]])
 
 
+def test_one_answer_token_is_enough_and_rows_that_are_anchored_throughout_are_counted() -> None:
+    one = {"turn_starts": [0], "turn_lengths": [2], "chosen": [1, -2], "topk_ids": [1, 2], "topk_logprobs": [-1, -1]}
+    some = TrainingRows([shard(**one).slice(0, 2)], max_length=6)
+    assert (some.answers_N.tolist(), some.lengths_N.tolist(), some.n_anchored) == ([1, 0], [5, 0], 1)
+    anchored = TrainingRows([shard(chosen=[-2, -2, -2]).slice(0, 1)], max_length=6)
+    assert (anchored.n_anchored, anchored.n_unusable) == (2, 0)
+    assert TrainingRows([shard().slice(0, 1)], max_length=6).n_anchored == 0
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -55,3 +55,11 @@ def test_nll_is_summed_over_each_row_s_own_tokens_in_any_batch() -> None:
         for n, row in ((n, judge.rows[n]) if judge.lengths_N[n] else (n, judge.rows[0]) for n in range(len(judge.rows)))
     ]
     assert found_N.tolist() == expected
+
+
+def test_an_answer_of_one_byte_is_measured() -> None:
+    table = toy_fused(2)
+    place = table.column_names.index("n_bytes")
+    judge = Validation(TrainingRows([table.set_column(place, "n_bytes", [[1, None]])], max_length=64))
+    assert judge.bytes_N.tolist() == [1, 0] and (judge.lengths_N > 0).tolist() == [True, False]
+    assert judge.summarise(np.array([3 * math.log(2.0), 7.0])) == pytest.approx(3.0)
