@@ -121,3 +121,23 @@ def test_a_server_is_asked_with_temperature_and_seed_and_says_what_ended() -> No
         generator.close()
     assert texts == [Completion("t0", False), Completion("t4", True)]
     assert {(r["temperature"], r["max_tokens"], tuple(r["stop_token_ids"])) for r in asked} == {(0.7, 5, (9,))}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ids"),
+    [
+        ((1, 2, 3), [7, 3]),  # The real token comes third, beyond the two that are kept.
+        ((1, 3, 2), [7, 5]),  # It is one of the two itself.
+        ((None, None, None), [7, 3]),
+    ],
+)
+def test_the_real_token_is_kept_only_where_it_is_among_the_most_probable(folder, ranks, ids):
+    nats = {7: -0.5, 3: -1.5, 5: -1.25 if ranks[2] == 2 else -2.5}
+    entry = {
+        str(token): {"logprob": value} | ({} if rank is None else {"rank": rank})
+        for (token, value), rank in zip(nats.items(), ranks, strict=True)
+    }
+    with serving(answer=lambda _: {"choices": [{"prompt_logprobs": [None, entry]}]}) as (url, _):
+        (found,) = scorer_for(folder, url).score([np.array([1, 5], dtype=np.int32)], [np.array([1])])
+    assert (found.ids_TK.tolist(), found.real_logprobs_T.tolist()) == ([ids], [nats[5]])
+    assert found.logprobs_TK.tolist() == [[nats[token] for token in ids]]

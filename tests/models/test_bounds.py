@@ -190,6 +190,9 @@ def test_draws_stand_evenly_along_what_is_not_kept_whole() -> None:
         assert kept.ids_NK.tolist() == [ids]
         torch.testing.assert_close(kept.logprobs_NK.exp(), torch.tensor([[0.6, 0.2, 0.2]]))
         torch.testing.assert_close(kept.real_logprobs_N.exp(), torch.tensor([0.2]))
+    # So near to 1 that the last draw stands at the end of all mass.
+    last = keep_draws(probs_V.log()[None], torch.tensor([4]), torch.tensor([1 - 2**-53]).double(), 3, 5)
+    assert last.ids_NK.min() >= 0 and last.ids_NK.max() == 4
 
 
 def test_logits_are_looked_at_as_many_at_a_time_as_a_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
