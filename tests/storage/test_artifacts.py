@@ -125,8 +125,8 @@ def test_inputs_are_found_by_what_they_are() -> None:
 
 def test_what_a_fingerprint_covers_is_named_part_by_part() -> None:
     assert FUSED.parts == {
-        "code": artifacts.CODE_VERSIONS["fused"], "setting align.kind": "bytes", "setting top_k": 4, "input corpus": CORPUS.fingerprint,
-        "model pivot": PIVOT.fingerprint,
+        "code": artifacts.CODE_VERSIONS["fused"], "setting align.kind": "bytes", "setting top_k": 4,
+        "input corpus": CORPUS.fingerprint, "model pivot": PIVOT.fingerprint,
     }  # fmt: skip
     assert CORPUS.parts == {"code": 1, "setting seed": 0, "content chats": "2"}
     assert made("targets", "control", "gold").parts == {"code": 1, "arm": "gold"}
@@ -142,8 +142,8 @@ def test_every_change_is_told_in_words_once(tmp_path: Path, monkeypatch: pytest.
     before = artifacts.CODE_VERSIONS["fused"]
     monkeypatch.setitem(artifacts.CODE_VERSIONS, "fused", before + 5)
     assert changed.why_stale(written) == [
-        f"code was {before}, is {before + 5}", "input corpus changed", "model pivot changed", "align.kind was 'bytes', is None",
-        "top_k was 4, is 5",
+        f"code was {before}, is {before + 5}", "input corpus changed", "model pivot changed",
+        "align.kind was 'bytes', is None", "top_k was 4, is 5",
     ]  # fmt: skip
     other = replace(artifact)
     assert other.why_stale(replace(written, parts=other.parts, fingerprint="x")) == ["its recorded parts"]
