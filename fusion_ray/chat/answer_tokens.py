@@ -30,10 +30,9 @@ class AnswerTokens:
         return len(self.ids_T)
 
     @property
-    def end_id(self) -> int:
-        """The token that ends turns, -1 where no turn has ended."""
-        ends = self.turn_offsets[1:][self.ended]
-        return int(self.ids_T[ends[0] - 1]) if len(ends) else -1
+    def end_ids(self) -> list[int]:
+        """The tokens that end turns, in the order of their ids."""
+        return [int(token_id) for token_id in np.unique(self.ids_T[self.turn_offsets[1:][self.ended] - 1])]
 
     def check(self, where: str) -> None:
         """Refuse columns that do not fit each other.

@@ -27,7 +27,7 @@ def make_prompts(
 ) -> list[Prompt]:
     """Chats that end with a stand-in for the answer, as the model reads them before it."""
     nothing = np.zeros(0, dtype=np.int32)
-    ends = find_ending(tokenizer, template).ids if template.kind != "none" else set()
+    ends = set(find_ending(tokenizer, template).ids if template.kind != "none" else ())
     prompts = []
     for rendered in render_all(tokenizer, chats, template):
         reason = _why_not(rendered, max_length)

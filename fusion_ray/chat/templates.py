@@ -121,8 +121,8 @@ class Ending(NamedTuple):
     """How the answers of a conversation end in one model's tokens.
 
     Attributes:
-        ids: The last token of an ending, where a turn follows and at the end of the conversation (gpt-oss ends them
-            with `<|end|>` and `<|return|>`).
+        ids: The last token of an ending where a turn follows, and, if it is another, at the end of the conversation
+            (gpt-oss: `<|end|>` and `<|return|>`).
         first_ids: The first tokens of these endings.
         length: Control tokens of an ending; Cohere2 writes two.
         text: What is written, between turns.
@@ -130,7 +130,7 @@ class Ending(NamedTuple):
             `<|user|>` that follows), the ending has to be added.
     """
 
-    ids: frozenset[int] = frozenset()
+    ids: tuple[int, ...] = ()
     first_ids: frozenset[int] = frozenset()
     length: int = 1
     text: str = ""
@@ -171,7 +171,7 @@ def _find_ending(tokenizer: Any, template: Template) -> Ending:
         return Ending()
     vocabulary = read_vocabulary(tokenizer)
     return Ending(
-        ids=frozenset(run[-1] for run in endings),
+        ids=tuple(dict.fromkeys(run[-1] for run in endings)),
         first_ids=frozenset(run[0] for run in endings),
         length=length,
         text=b"".join(vocabulary.token(token_id) for token_id in endings[0]).decode(),
@@ -190,6 +190,13 @@ def _control_after(tokenizer: Any, text: str) -> list[int]:
         found.append(added[token])
         text = text.lstrip()[len(token) :]
     return found
+
+
+def end_tokens(tokenizer: Any) -> list[int]:
+    """Every token with which this model may end a turn, the usual one first: its own template's, then EOS."""
+    own = find_ending(tokenizer, Template("native")).ids if tokenizer.chat_template else ()
+    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return list(dict.fromkeys([*own, *eos]))
 
 
 def own_end_of_turn(tokenizer: Any, source: str | None = None) -> str:

@@ -43,7 +43,7 @@ def align_text(text: str, pivot: str, source: str, *, score: bool) -> list[Group
     ours, theirs = (
         _read(text, folder, tokenizer, score) for folder, tokenizer in zip(folders, tokenizers, strict=True)
     )
-    projector = build_projector(*tokenizers, pivot_end=ours.end, source_end=theirs.end)
+    projector = build_projector(*tokenizers, pivot_end=ours.end, source_ends=_known(theirs.end))
     projected = None
     groups = find_groups(
         ours.answers, theirs.answers, pair_turns(ours.answers, theirs.answers), projector.same_vocabulary
@@ -62,7 +62,7 @@ def align_answers(pivot: Rendered, source: Rendered, pivot_tokenizer: Any, sourc
         AlignmentError: The two do not cover the same bytes.
     """
     ours, theirs = (_Side(_answers(rendered), None, _end_of(rendered)) for rendered in (pivot, source))
-    projector = build_projector(pivot_tokenizer, source_tokenizer, pivot_end=ours.end, source_end=theirs.end)
+    projector = build_projector(pivot_tokenizer, source_tokenizer, pivot_end=ours.end, source_ends=_known(theirs.end))
     partner = pair_turns(ours.answers, theirs.answers)
     groups = find_groups(ours.answers, theirs.answers, partner, projector.same_vocabulary)
     sides = _view_sides(ours, theirs, projector)
@@ -79,6 +79,10 @@ def _answers(rendered: Rendered) -> AnswerTokens:
         AnswerTurn(rendered.input_ids[turn.start : turn.stop], turn.boundaries, turn.ended) for turn in rendered.turns
     ]
     return gather_answers([turns])
+
+
+def _known(end: int | None) -> list[int]:
+    return [] if end is None else [end]
 
 
 def _end_of(rendered: Rendered) -> int | None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from fusion_ray.chat.answer_tokens import offsets_of
+from fusion_ray.chat.answer_tokens import AnswerTokens, offsets_of
+from fusion_ray.chat.templates import end_tokens
 from fusion_ray.distributions.mince import has_score, pick_mince
 from fusion_ray.distributions.score import Scored, read_scored
 from fusion_ray.errors import StaleArtifactError
@@ -108,7 +109,7 @@ class Fuser:
         self.pivot, *self.sources = folders
         self.tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
         self.statistics = statistics or {}
-        self.tables: dict[tuple[str, int, int], Tables] = {}
+        self.tables: dict[tuple[str, int | None, tuple[int, ...]], Tables] = {}
 
     def fuse(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> FusedShard:
         """Fuse one shard; a row that cannot be used keeps its place with a reason.
@@ -166,7 +167,7 @@ class Fuser:
         counts = {}
         for name in self.sources:
             ours, theirs = models[self.pivot].answers, models[name].answers
-            tables = self._tables(name, ours.end_id, theirs.end_id, "em")
+            tables = self._tables(name, ours, theirs, "em")
             assert tables.vocabulary_map
             counts[name] = count_pairs(ours, theirs, tables.vocabulary_map, tables.projector)
         return counts
@@ -193,16 +194,20 @@ class Fuser:
         """What alignment knows of the pivot's and this source's tokenizers, for turns that end as these do."""
         align = self.settings.align
         kind = None if isinstance(align, BytesAlign) else align.kind
-        return self._tables(name, pivot.answers.end_id, source.answers.end_id, kind)
+        return self._tables(name, pivot.answers, source.answers, kind)
 
-    def _tables(self, name: str, pivot_end: int, source_end: int, kind: MapKind | None) -> Tables:
-        key = (name, pivot_end, source_end)
+    def _tables(self, name: str, pivot: AnswerTokens, source: AnswerTokens, kind: MapKind | None) -> Tables:
+        # The ends that the tokenizers name come first: they do not depend on the rows that a shard holds.
+        pair = (self.tokenizers[self.pivot], self.tokenizers[name])
+        pivot_end = next(iter([*end_tokens(pair[0]), *pivot.end_ids]), None)
+        source_ends = sorted({*end_tokens(pair[1]), *source.end_ids})
+        key = (name, pivot_end, tuple(source_ends))
         if key not in self.tables:
-            pair = (self.tokenizers[self.pivot], self.tokenizers[name])
-            ours, theirs = (end if end >= 0 else None for end in (pivot_end, source_end))
             known = self.statistics.get(name, Statistics())
-            projector = build_projector(*pair, pivot_end=ours, source_end=theirs, counts_U=known.counts_U)
-            mapped = build_map(*pair, kind, pivot_end=ours, source_end=theirs, counts=known.pairs) if kind else None
+            projector = build_projector(*pair, pivot_end=pivot_end, source_ends=source_ends, counts_U=known.counts_U)
+            mapped = None
+            if kind:
+                mapped = build_map(*pair, kind, pivot_end=pivot_end, source_ends=source_ends, counts=known.pairs)
             self.tables[key] = Tables(projector, mapped)
         return self.tables[key]
 

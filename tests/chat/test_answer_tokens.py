@@ -38,10 +38,9 @@ def test_turns_are_laid_out_one_after_the_other() -> None:
         assert (made.ids_T.tolist(), made.boundaries_T.tolist(), len(made)) == (ids, boundaries, len(ids))
         assert (made.turn_offsets.tolist(), made.row_offsets.tolist()) == (turns, offsets)
         assert (made.ended.tolist(), made.ids_T.dtype) == (ended, np.int32)
-    assert gather_answers([[one, two]]).end_id == 4
-    assert gather_answers([[two, one]]).end_id == 4
-    assert gather_answers([[one], [two, AnswerTurn(NUMBERS[:2], NUMBERS[:2], True)]]).end_id == 4, "of the first"
-    assert gather_answers([[one, one]]).end_id == gather_answers([]).end_id == -1
+    assert gather_answers([[one, two]]).end_ids == gather_answers([[two, one], [two]]).end_ids == [4]
+    assert gather_answers([[one], [two, AnswerTurn(NUMBERS[:2], NUMBERS[:2], True)]]).end_ids == [2, 4]
+    assert gather_answers([[one, one]]).end_ids == gather_answers([]).end_ids == []
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def projected(kind: str, ours: AnswerTurn, theirs: AnswerTurn, rows: list[dict[s
         logprobs_TK[t, : len(row)] = np.log([*row.values()])
     topk = TopK(ids_TK, logprobs_TK, np.full(len(rows), -1.0, np.float32))
     first, second = words(PIVOT), words(SOURCE)
-    tables = build_projector(first, second, pivot_end=9, source_end=9)
-    mapping = build_map(first, second, kind, pivot_end=9, source_end=9)  # type: ignore[arg-type]
+    tables = build_projector(first, second, pivot_end=9, source_ends=[9])
+    mapping = build_map(first, second, kind, pivot_end=9, source_ends=[9])  # type: ignore[arg-type]
     return project_dtw(gather_answers([[ours]]), gather_answers([[theirs]]), topk, tables, mapping)
 
 

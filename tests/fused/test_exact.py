@@ -54,7 +54,7 @@ def hand_made_projector() -> Projector:
         max(map(len, by_bytes)),
     )
     pivot, source = make_vocabulary(PIVOT, special=[7]), make_vocabulary(SOURCE, special=[5])
-    return Projector(pivot, source, 7, 5, False, StringTable(rows), shares, encoder)  # type: ignore[arg-type]
+    return Projector(pivot, source, 7, np.arange(len(SOURCE)) == 5, False, StringTable(rows), shares, encoder)  # type: ignore[arg-type]
 
 
 def turn(ids: list[int], boundaries: list[int], ended: bool = False) -> AnswerTurn:
@@ -242,9 +242,9 @@ def test_few_entries_keep_the_largest_and_the_real_probability_from_before_the_c
 def test_strings_forgotten_for_want_of_room_change_nothing() -> None:
     first, second = toy_tokenizer("byte_bpe_small"), toy_tokenizer("sentencepiece")
     forgetful = build_projector(
-        first, second, pivot_end=end_of(first), source_end=end_of(second), counts_U=None, max_strings=1
+        first, second, pivot_end=end_of(first), source_ends=[end_of(second)], counts_U=None, max_strings=1
     )
-    remembering = build_projector(first, second, pivot_end=end_of(first), source_end=end_of(second))
+    remembering = build_projector(first, second, pivot_end=end_of(first), source_ends=[end_of(second)])
     for text in (TEXTS[0], TEXTS[2], TEXTS[0]):
         ours, theirs = toy_answer(first, text), toy_answer(second, text)
         topk = toy_topk(theirs.ids_T, len(read_toy(second)), 6, np.random.default_rng(0))

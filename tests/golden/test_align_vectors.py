@@ -35,7 +35,7 @@ def test_exact_alignment_gives_the_recorded_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", list(CASES))
 def test_published_alignments_give_the_recorded_numbers(name: str, kind: str) -> None:
     parts = case_parts(name)
-    ends = {"pivot_end": len(parts.pivot_words) - 1, "source_end": len(parts.source_words) - 1}
+    ends = {"pivot_end": len(parts.pivot_words) - 1, "source_ends": [len(parts.source_words) - 1]}
     mapping = build_map(case_tokenizer("pivot"), case_tokenizer("source"), kind, **ends)  # type: ignore[arg-type]
     found = project_dtw(
         gather_answers([[parts.pivot]]), gather_answers([[parts.source]]), parts.topk, parts.projector, mapping

@@ -62,7 +62,7 @@ def counted(pivot: str, source: str) -> PairCounts:
 def toy_map(pivot: str, source: str, kind: str) -> VocabularyMap:
     first, second = toy_tokenizer(pivot), toy_tokenizer(source)
     counts = counted(pivot, source) if kind == "ms" else None
-    return build_map(first, second, kind, pivot_end=end_of(first), source_end=end_of(second), counts=counts)  # type: ignore[arg-type]
+    return build_map(first, second, kind, pivot_end=end_of(first), source_ends=[end_of(second)], counts=counts)  # type: ignore[arg-type]
 
 
 def map_literally(token: int, pivot: str, source: str, kind: str) -> int | None:

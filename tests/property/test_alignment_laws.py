@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from toys.tokenizer_families import (
     APART,
     FAMILIES,
@@ -21,6 +22,7 @@ from fusion_ray.chat.answer_tokens import gather_answers
 from fusion_ray.fused.align import naive
 from fusion_ray.fused.align.exact import InnerTail, Projection, project
 from fusion_ray.fused.align.naive import Position, project_naively
+from fusion_ray.fused.align.projector import build_projector
 from fusion_ray.storage.topk import TopK
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -96,6 +98,33 @@ def test_leaves_that_are_cut_to_the_window_are_those_of_the_whole_group(monkeypa
     monkeypatch.setattr(naive, "FARTHEST", 10**9)
     answers = [toy_answer(toy_tokenizer(name), text) for name in (pivot, source)]
     assert_equal_everywhere(projection, project_naively(*answers, topk, toy_pair(pivot, source)))
+
+
+@pytest.mark.parametrize("two_ends", ["pivot", "source"])
+def test_every_end_of_the_source_stands_for_the_end_of_that_turn(two_ends: str) -> None:
+    """As gpt-oss ends turns: with one token between turns and another after the last."""
+    two, one = Tokenizer.from_str(toy_tokenizer("byte_bpe").to_str()), toy_tokenizer("sentencepiece")
+    two.add_special_tokens(["<|return|>"])
+    ends = [end_of(two), two.token_to_id("<|return|>")]
+    turns = {tokenizer: [toy_answer(tokenizer, text) for text in ("the fox", "the dog")] for tokenizer in (one, two)}
+    turns[two][1].ids_T[-1] = ends[1]
+    pivot, source = (two, one) if two_ends == "pivot" else (one, two)
+    source_ends = [end_of(one)] if source is one else ends
+    rows = gather_answers([turns[source]])
+    # At every position half is on the real token, and 0.2 on each end that is not it.
+    others = [[end if end != real else -1 for end in source_ends] for real in rows.ids_T]
+    ids_TK = np.concatenate([rows.ids_T[:, None], others], axis=1).astype(np.int32)
+    logprobs_TK = np.where(ids_TK < 0, -np.inf, np.log([[0.5, *[0.2] * len(source_ends)]])).astype(np.float32)
+    topk = TopK(ids_TK, logprobs_TK, logprobs_TK[:, 0].copy())
+    projector = build_projector(pivot, source, pivot_end=end_of(pivot), source_ends=source_ends)
+    projection = project(gather_answers([turns[pivot]]), rows, topk, projector)
+    first = 0
+    for turn, end in zip(turns[pivot], ends if pivot is two else [end_of(one)] * 2, strict=True):
+        last = first + len(turn.ids_T) - 1
+        assert as_probabilities(projection, last) == pytest.approx({end: 0.3 + 0.2 * len(source_ends)}, abs=1e-6)
+        # Within the turn, too, what an end is given goes to the token that ends this very turn.
+        assert as_probabilities(projection, first).keys() == {int(turn.ids_T[0]), end}
+        first = last + 1
 
 
 def assert_equal_everywhere(projection: Projection, positions: list[Position | None]) -> None:

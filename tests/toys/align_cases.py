@@ -70,7 +70,7 @@ def case_parts(name: str) -> Parts:
     case = CASES[name]
     first, second = case_tokenizer("pivot"), case_tokenizer("source")
     ours, theirs = (tuple(sorted(t.get_vocab(), key=t.get_vocab().__getitem__)) for t in (first, second))
-    projector = build_projector(first, second, pivot_end=len(ours) - 1, source_end=len(theirs) - 1)
+    projector = build_projector(first, second, pivot_end=len(ours) - 1, source_ends=[len(theirs) - 1])
     tables = projector.pivot, projector.source
     pair = Pair(
         *tables, lambda text: projector.encoder.encode([text])[0], len(ours) - 1, len(theirs) - 1, [1.0] * len(theirs)

@@ -69,7 +69,7 @@ def toy_projector(pivot: str, source: str) -> Projector:
     """Tables of a pair of families, with made-up corpus counts."""
     first, second = toy_tokenizer(pivot), toy_tokenizer(source)
     counts_U = np.random.default_rng(1).integers(0, 50, size=len(read_toy(second)))
-    return build_projector(first, second, pivot_end=end_of(first), source_end=end_of(second), counts_U=counts_U)
+    return build_projector(first, second, pivot_end=end_of(first), source_ends=[end_of(second)], counts_U=counts_U)
 
 
 @cache
@@ -85,7 +85,7 @@ def toy_pair(pivot: str, source: str) -> Pair:
             remembered[text] = tables.encoder.encode([text])[0]
         return remembered[text]
 
-    return Pair(tables.pivot, tables.source, tokenize, end_of(first), end_of(second), counts_U.tolist())
+    return Pair(tables.pivot, tables.source, tokenize, end_of(first), frozenset({end_of(second)}), counts_U.tolist())
 
 
 def toy_topk(ids_T: np.ndarray, vocabulary: int, top_k: int, rng: np.random.Generator) -> TopK:

@@ -94,12 +94,20 @@ def project(
         problems[groups.turn] != FINE, pivot.ids_T, source.ids_T, source_topk.ids_TK, source_topk.logprobs_TK,
         source_topk.real_logprobs_T, leaves.extra_S, leaves.entries_XK, leaves.base_S, projector.strings.tokens,
         projector.strings.offsets, projector.pivot.flat_bytes, projector.pivot.offsets, projector.source.offsets,
+        -1 if projector.same_vocabulary else projector.pivot_end, _ends_of_groups(groups, pivot, projector.pivot_end),
     )  # fmt: skip
     outputs = _make_outputs(len(pivot), len(groups), top_k or source_topk.ids_TK.shape[1])
     longest = int((groups.source_stop - groups.source_start).max(initial=1))
     scratch = make_scratch(longest, max(source_topk.ids_TK.shape[1], top_k or 1), len(projector.pivot))
     project_groups(inputs, projector.shares, inner_tail == "unigram", scratch, outputs)
     return _summarise(groups, inputs, outputs, differs_G, problems)
+
+
+def _ends_of_groups(groups: Groups, pivot: AnswerTokens, usual: int) -> np.ndarray:
+    """The pivot's end-of-turn token in the turn of each group; the usual one where the turn was cut."""
+    lasts = np.maximum(pivot.turn_offsets[1:] - 1, 0)
+    end_N = np.where(pivot.ended, pivot.ids_T[lasts] if len(pivot) else usual, usual)
+    return end_N[groups.turn].astype(np.int32)
 
 
 def _check_columns(pivot: AnswerTokens, source: AnswerTokens, source_topk: TopK) -> None:

@@ -84,7 +84,7 @@ def find_leaves(
     fixed = (
         groups.pivot_start, groups.pivot_stop, groups.source_start, groups.source_stop, fold_G, extra_S, pivot.ids_T,
         projector.pivot.flat_bytes, projector.pivot.offsets, source.ids_T, ids_SK, vocabulary.flat_bytes,
-        vocabulary.offsets, vocabulary.is_special_V, projector.source_end, entries_XK, base_S,
+        vocabulary.offsets, vocabulary.is_special_V, projector.is_source_end_U, entries_XK, base_S,
     )  # fmt: skip
     offsets = np.zeros(entries_XK.size + 1, dtype=np.int64)
     arena = np.empty(_LIKELY_BYTES * entries_XK.size, dtype=np.uint8)
@@ -191,7 +191,7 @@ def _list_strings(
     flat: np.ndarray,
     offsets: np.ndarray,
     is_special: np.ndarray,
-    source_end: int,
+    is_end: np.ndarray,
     entries: np.ndarray,
     bases: np.ndarray,
     arena: np.ndarray,
@@ -224,11 +224,11 @@ def _list_strings(
                     token = ids_SK[s, k]
                     if token < 0 or token == source_ids[s]:
                         continue
-                    if token == source_end and s == s_start[g]:
+                    if is_end[token] and s == s_start[g]:
                         piece, kind, lead = flat[:0], ENDED, 0
                         prefix_now = flat[:0]
                     else:
-                        kind = ENDED if token == source_end else TEXT
+                        kind = ENDED if is_end[token] else TEXT
                         piece = flat[:0] if kind == ENDED else flat[offsets[token] : offsets[token + 1]]
                         if kind == TEXT and (is_special[token] or len(piece) == 0):
                             continue

@@ -4,7 +4,7 @@ Everything is plain Python, one turn at a time, probabilities rather than logari
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 
 import numpy as np
@@ -24,7 +24,8 @@ class Pair:
     Attributes:
         pivot, source: What their ids stand for.
         tokenize: The pivot's tokenization of some bytes in the middle of a text, empty where it has none.
-        pivot_end, source_end: End-of-turn tokens, or None.
+        pivot_end: The pivot's usual end-of-turn token, or None; a turn that ends with another goes by that one.
+        source_ends: Every end-of-turn token of the source.
         weights_U: How often each source token occurs.
     """
 
@@ -32,7 +33,7 @@ class Pair:
     source: Vocabulary
     tokenize: Callable[[bytes], list[int]]
     pivot_end: int | None
-    source_end: int | None
+    source_ends: frozenset[int]
     weights_U: Sequence[float]
     _shares: dict[bytes, float] = field(default_factory=dict)
 
@@ -45,7 +46,7 @@ class Pair:
         """Pivot tokens of one source token."""
         if self.same:
             return [token_id]
-        if token_id == self.source_end and self.pivot_end is not None:
+        if token_id in self.source_ends and self.pivot_end is not None:
             return [self.pivot_end]
         if self.source.is_special_V[token_id] or not self.source.token(token_id):
             return []
@@ -96,6 +97,8 @@ def project_naively(
 ) -> list[Position | None]:
     """Project one turn; None at the positions that no group covers."""
     positions: list[Position | None] = [None] * len(pivot.ids_T)
+    if pivot.ended and pair.pivot_end is not None:
+        pair = replace(pair, pivot_end=int(pivot.ids_T[-1]))
     for group in cut_into_groups(pivot, source, pair.same):
         fold = 0 if group.is_end or not group.is_first else _fold(group, pivot, source, pair)
         leaves = build_leaves(group, fold, pivot, source, topk, pair)
@@ -159,7 +162,7 @@ def build_leaves(group: Group, fold: int, pivot: AnswerTurn, source: AnswerTurn,
 
 
 def _leaf_tokens(i: int, c: int, prefix: bytes | None, fold: int, pair: Pair, path: list[int], alike: int) -> list[int]:
-    if i == 0 and (fold == 0 or c == pair.source_end):
+    if i == 0 and (fold == 0 or c in pair.source_ends):
         return pair.tokens_of(c)
     if prefix is None:
         return []
@@ -170,7 +173,7 @@ def _leaf_tokens(i: int, c: int, prefix: bytes | None, fold: int, pair: Pair, pa
         prefix, fold = prefix[max(-fold, 0) + len(pair.pivot.text(path[:base])) :], 0
     if len(prefix) > FARTHEST:
         return []
-    if c == pair.source_end and pair.pivot_end is not None:
+    if c in pair.source_ends and pair.pivot_end is not None:
         text = _strip_lead(prefix, -fold)
         tokens = pair.tokenize(text)
         return [*path[:base], *tokens, pair.pivot_end] if tokens or not text else []

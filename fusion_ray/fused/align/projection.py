@@ -13,7 +13,10 @@ from fusion_ray.fused.compiled import compiled
 
 
 class Inputs(NamedTuple):
-    """What the loop reads; G groups, S source positions, X positions with leaves of several tokens."""
+    """What the loop reads; G groups, S source positions, X positions with leaves of several tokens.
+
+    In `tokens`, `pivot_end` stands for the end of a turn; a group's turn ends with `end_G`.
+    """
 
     pivot_start: np.ndarray
     pivot_stop: np.ndarray
@@ -34,6 +37,8 @@ class Inputs(NamedTuple):
     pivot_flat: np.ndarray
     pivot_offsets: np.ndarray
     source_offsets: np.ndarray
+    pivot_end: int
+    end_G: np.ndarray
 
 
 class Outputs(NamedTuple):
@@ -114,7 +119,7 @@ def project_groups(inputs: Inputs, shares: Shares, unigram: bool, scratch: Scrat
                 scratch.following[following] = ahead
                 ahead, following = ahead + 1, following + 1
             following = _project_position(
-                inputs, start, j, following, scratch.log_mass_from[ahead], path, below, above, scratch, outputs
+                inputs, g, j, following, scratch.log_mass_from[ahead], path, below, above, scratch, outputs
             )
             projected += np.float64(outputs.real_logprobs_T[start + j])
             below = above
@@ -169,7 +174,7 @@ def _sum_up(log_mass: np.ndarray, count: int, log_mass_from: np.ndarray) -> None
 @compiled
 def _project_position(
     inputs: Inputs,
-    start: int,
+    g: int,
     j: int,
     following: int,
     ahead: float,
@@ -188,6 +193,7 @@ def _project_position(
     Returns:
         How many of the former go on with the real token at j.
     """
+    start = inputs.pivot_start[g]
     real = inputs.pivot_ids[start + j]
     whole = 0.0 if j == 0 else _log_mass_of(following, ahead, path, below, scratch)
     count, kept = 0, 0
@@ -197,7 +203,7 @@ def _project_position(
         at = inputs.token_offsets[scratch.entry[leaf]] + j - scratch.base[leaf]
         if at >= inputs.token_offsets[scratch.entry[leaf] + 1]:
             continue  # the leaf ends here: nothing is known of what follows it
-        token = inputs.tokens[at]
+        token = inputs.end_G[g] if inputs.tokens[at] == inputs.pivot_end else inputs.tokens[at]
         mass = scratch.log_mass[leaf] - whole
         if token == real:
             real_logprob = np.logaddexp(real_logprob, mass)

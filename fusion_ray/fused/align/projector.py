@@ -1,5 +1,6 @@
 """What exact alignment knows about a pair of tokenizers, before it has seen any text."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,7 +39,9 @@ class Projector:
 
     Attributes:
         pivot, source: What their ids stand for.
-        pivot_end, source_end: Their end-of-turn tokens, -1 where unknown; one stands for the other.
+        pivot_end: The pivot's end-of-turn token, -1 where unknown. It stands for every end of the source; in a turn
+            that ends with another token, that one does.
+        is_source_end_U: Which source tokens end a turn.
         same_vocabulary: Every id means the same in both.
         strings: Pivot tokens of every source id (entry = id), and of longer strings as they come up.
         shares: For the tail inside groups.
@@ -48,7 +51,7 @@ class Projector:
     pivot: Vocabulary
     source: Vocabulary
     pivot_end: int
-    source_end: int
+    is_source_end_U: np.ndarray
     same_vocabulary: bool
     strings: StringTable
     shares: Shares
@@ -69,7 +72,7 @@ def build_projector(
     source_tokenizer: Any,
     *,
     pivot_end: int | None = None,
-    source_end: int | None = None,
+    source_ends: Collection[int] = (),
     counts_U: np.ndarray | None = None,
     max_strings: int = 1 << 21,
 ) -> Projector:
@@ -77,7 +80,8 @@ def build_projector(
 
     Args:
         pivot_tokenizer, source_tokenizer: Hugging Face fast tokenizers.
-        pivot_end, source_end: The end-of-turn tokens of the two chat templates.
+        pivot_end: The pivot's usual end-of-turn token.
+        source_ends: All end-of-turn tokens of the source.
         counts_U: How often each source token occurs in the corpus, by id; all alike where None or all zero.
         max_strings: Longer strings that are remembered before the memory is emptied.
 
@@ -88,18 +92,21 @@ def build_projector(
     for tokenizer in (pivot_tokenizer, source_tokenizer):
         refuse_unjoinable(tokenizer)
     pivot, source = read_vocabulary(pivot_tokenizer), read_vocabulary(source_tokenizer)
-    _check_ends(pivot, pivot_end, "pivot")
-    _check_ends(source, source_end, "source")
+    _check_ends(pivot, [] if pivot_end is None else [pivot_end], "pivot")
+    _check_ends(source, source_ends, "source")
     encoder = MidTextEncoder(pivot_tokenizer, pivot)
     same = pivot.same_as(source)
     rows = [[token_id] for token_id in range(len(source))] if same else _translate(source, encoder)
-    if not same and source_end is not None and pivot_end is not None:
-        rows[source_end] = [pivot_end]
+    is_source_end_U = np.zeros(len(source), dtype=bool)
+    if pivot_end is not None:
+        is_source_end_U[list(source_ends)] = True
+        for end in () if same else source_ends:
+            rows[end] = [pivot_end]
     return Projector(
         pivot=pivot,
         source=source,
         pivot_end=-1 if pivot_end is None else pivot_end,
-        source_end=-1 if source_end is None or pivot_end is None else source_end,
+        is_source_end_U=is_source_end_U,
         same_vocabulary=same,
         strings=StringTable(rows, max_strings),
         shares=_order_shares(rows, source, counts_U),
@@ -107,12 +114,13 @@ def build_projector(
     )
 
 
-def _check_ends(vocabulary: Vocabulary, end: int | None, side: str) -> None:
-    if end is not None and not 0 <= end < len(vocabulary):
-        raise AlignmentError(
-            f"{side}: the end-of-turn token {end} is outside the vocabulary of {len(vocabulary)} tokens. "
-            "Give the tokenizer that the distributions were made with."
-        )
+def _check_ends(vocabulary: Vocabulary, ends: Collection[int], side: str) -> None:
+    for end in ends:
+        if not 0 <= end < len(vocabulary):
+            raise AlignmentError(
+                f"{side}: the end-of-turn token {end} is outside the vocabulary of {len(vocabulary)} tokens. "
+                "Give the tokenizer that the distributions were made with."
+            )
 
 
 def _translate(source: Vocabulary, encoder: MidTextEncoder) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Maps from source tokens to single pivot tokens: exact match, least edit distance, mapping statistics."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +79,7 @@ def build_map(
     kind: MapKind,
     *,
     pivot_end: int | None = None,
-    source_end: int | None = None,
+    source_ends: Collection[int] = (),
     counts: PairCounts | None = None,
 ) -> VocabularyMap:
     """Map the source's vocabulary to the pivot's.
@@ -88,7 +89,8 @@ def build_map(
     Args:
         pivot_tokenizer, source_tokenizer: Hugging Face fast tokenizers.
         kind: Which published map.
-        pivot_end, source_end: End-of-turn tokens of the two chat templates.
+        pivot_end: The pivot's usual end-of-turn token.
+        source_ends: All end-of-turn tokens of the source.
         counts: Aligned pairs over the whole corpus, for `ms`.
 
     Raises:
@@ -105,8 +107,8 @@ def build_map(
     pivot_written, source_written = lay_out(pivot.written), lay_out(written)
     if kind == "ms" and counts is not None:
         _map_by_counts(map_U, counts, pivot.written, written, pivot_written, source_written)
-    if pivot_end is not None and source_end is not None:
-        map_U[source_end] = pivot_end
+    if pivot_end is not None:
+        map_U[list(source_ends)] = pivot_end
     return VocabularyMap(
         kind, lay_out(pivot.stripped()), lay_out(source.stripped()), map_U, pivot_written, source_written
     )  # fmt: skip
