@@ -179,4 +179,20 @@ EQUIVALENT = {
         "0",
         "-1",
     ): "all answers have the same number of bytes here",
+    Change("cli/show.py", "for model in columns[", "0", "-1"): "every benchmark was run for the same models",
+    Change(
+        "cli/terminal.py",
+        "if ",
+        'finished and self.told.get(progress.what) == float("inf")',
+        "self.told.get(progress.what) == float('inf')",
+    ): "of what was told as finished nothing unfinished gets as far as this line",
+    Change("cli/plan.py", 'return "?" if ', "gpu_hours is None or price is None", "gpu_hours is None"): (
+        "without a price nobody asks for one; the type checker cannot know"
+    ),
+    Change(
+        "cli/chat.py",
+        "max_new_tokens=max_tokens, eos_token_id=ends or None, pad_token_id=(ends or [0])[",
+        "0",
+        "-1",
+    ): "a single conversation is never padded",
 }
