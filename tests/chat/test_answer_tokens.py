@@ -114,6 +114,7 @@ def test_a_broken_off_answer_loses_its_end_only_where_it_has_one() -> None:
     assert plain(break_off(break_off(TWO))) == plain(break_off(TWO))
     assert plain(break_off(conversation((3, [2], True)))) == ([0, 1, 2], [(3, [], False, 2)], True)
     assert TWO.positions.tolist() == [2, 3, 4, 7, 8, 9] and TWO.n_bytes == 7
+    assert not Rendered(TWO.input_ids, TWO.turns).normalised, "unless it is said"
 
 
 @pytest.mark.parametrize(("max_length", "asked"), [(None, True), (9, True), (8, False), (7, False)])
