@@ -272,7 +272,7 @@ def inspect(
     template: str = "native",
     source: str | Path | None = None,
     max_length: int = 2048,
-    domain_column: str = "domain",
+    columns: Mapping[str, str] | None = None,
 ) -> list[Inspection]:
     """Show chats as a model reads them: every token, which are answer, where turns end, what was left out and why.
 
@@ -284,7 +284,7 @@ def inspect(
         template: As the recipe's `template`: native, none, a built-in's name, or a Jinja source.
         source: Another model; adds how its tokens of the answers lie beside the model's.
         max_length: As the recipe's `distributions.max_length`.
-        domain_column: As the recipe's `corpus.domain_column`.
+        columns: As the recipe's `corpus.columns`: prompt, answer, id, domain.
 
     Raises:
         RecipeError: No such model, chats, row or template.
@@ -302,10 +302,12 @@ def inspect(
     from fusion_ray.distributions.inspect_chats import inspect_rows, pick_rows
     from fusion_ray.distributions.score import RenderSettings
     from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_config
+    from fusion_ray.recipe.loading import parse_columns
     from fusion_ray.storage.model_files import find_model
 
     given = str(chats) if isinstance(chats, Path) else chats
-    rows = pick_rows(given, row=row, identity=id, count=count, domain_column=domain_column)
+    named = parse_columns(columns or {})
+    rows = pick_rows(given, row=row, identity=id, count=count, columns=named)
     read = []
     for place in (model, source) if source is not None else (model,):
         folder = str(place) if Path(place).is_dir() else find_model(str(place)).folder  # A tokenizer is enough.
@@ -313,7 +315,7 @@ def inspect(
         config = read_config(folder) if Path(folder, "config.json").is_file() else {}
         limit = min(max_length, longest_sequence(config) or max_length)
         settings = RenderSettings(choose_template(template, tokenizer), limit, "cut")
-        read.append((tokenizer, inspect_rows(rows, tokenizer, settings, domain_column=domain_column)))
+        read.append((tokenizer, inspect_rows(rows, tokenizer, settings, named)))
     if source is None:
         return [Inspection(found) for found in read[0][1]]
     (ours, inspected), (theirs, beside) = read

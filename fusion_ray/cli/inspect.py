@@ -29,15 +29,16 @@ def inspect(
     template: Annotated[str, typer.Option(help="native, none, chatml, ... or a Jinja source.")] = "native",
     source: Annotated[str | None, typer.Option(help="Another model: how its tokens lie beside.")] = None,
     max_length: Annotated[int, typer.Option(min=1, help="As distributions.max_length.")] = 2048,
-    domain_column: Annotated[str, typer.Option(help="As corpus.domain_column.")] = "domain",
+    columns: Annotated[str, typer.Option(help="As corpus.columns: prompt=NAME,answer=NAME,id=NAME,domain=NAME.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show chats as a model reads them: which tokens are answer, where turns end, what was left out and why."""
     if row is not None and id is not None:
         raise typer.BadParameter("give --row or --id, not both")
+    named = dict(part.partition("=")[::2] for part in columns.split(",") if part)
     found = api.inspect(
         model, chats, row=row, id=id, count=count, template=template, source=source, max_length=max_length,
-        domain_column=domain_column,
+        columns=named,
     )  # fmt: skip
     if as_json:
         sys.stdout.write(json.dumps({"rows": [each.plain() for each in found]}, ensure_ascii=False, indent=1) + "\n")

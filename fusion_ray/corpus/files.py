@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fusion_ray.corpus.row_formats import Chat, has_surrogates, messages_of, unread_fields
+from fusion_ray.corpus.row_formats import UNNAMED, Chat, has_surrogates, messages_of, unread_fields
 from fusion_ray.errors import CorruptArtifactError, RecipeError
+from fusion_ray.recipe import Columns
 from fusion_ray.storage.filesystem import exists, list_files, locate
 
 _TEXT_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -65,33 +66,33 @@ def _holds_chats(name: str) -> bool:
     return not hidden and not file.startswith(_NOT_DATA) and not file.lower().startswith(_NOT_CHATS)
 
 
-def read_chats(uri: str, domain_column: str) -> Iterator[Chat]:
+def read_chats(uri: str, columns: Columns = UNNAMED) -> Iterator[Chat]:
     """Read one file in order; a row that is no chat comes with the reason, never as an exception.
 
     Raises:
         CorruptArtifactError: The file is not in the format its name promises.
     """
     for row in read_rows(uri):
-        yield chat_of(row, domain_column)
+        yield chat_of(row, columns)
 
 
-def chat_of(row: Mapping[str, Any] | str, domain_column: str) -> Chat:
+def chat_of(row: Mapping[str, Any] | str, columns: Columns = UNNAMED) -> Chat:
     """The chat of one row; of a row that could not be read, the reason stands in its place."""
     if isinstance(row, str):
         return Chat(_hash_id(row), None, None, row)
     try:
-        messages, reason = messages_of(row)
-        given = row.get("id")
+        messages, reason = messages_of(row, columns)
+        given = row.get(columns.id)
         identity = str(given) if given not in (None, "") else _hash_id(json.dumps(messages or row, default=str))
     except RecursionError:
         return Chat(_hash_id(repr(list(row))), None, None, "the row is nested too deeply")
-    domain = row.get(domain_column)
+    domain = row.get(columns.domain or "domain")
     labels = [identity, "all" if domain is None else str(domain)]
     if any(has_surrogates(label) for label in labels):
         reason = "lone surrogates: its id or domain is not valid Unicode"
     # Reasons quote what is in the row, and fields are its own names.
     labels = [_valid(label) for label in labels]
-    not_read = tuple(_valid(name) for name in unread_fields(row, domain_column))
+    not_read = tuple(_valid(name) for name in unread_fields(row, columns))
     return Chat(labels[0], labels[1], None if reason else messages, reason and _valid(reason), not_read)
 
 

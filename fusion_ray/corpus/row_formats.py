@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from fusion_ray.recipe import Columns
+
 ROLES = ("system", "user", "assistant", "tool", "text")
 # What others call these roles: ShareGPT, Gemini, and the newer names of OpenAI.
 _OTHER_ROLES = {
@@ -21,6 +23,8 @@ _COLUMNS = ("messages", "conversations", "conversation", "prompt", "completion",
             "answer", "instruction", "output", "text")  # fmt: skip
 # Pairs of columns that are one question and one answer.
 _PAIRS = (("prompt", "completion"), ("prompt", "chosen"), ("prompt", "response"), ("question", "answer"))
+
+UNNAMED = Columns()  # of a recipe that names no columns
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CORPUS_SCHEMA = pa.schema(
@@ -51,9 +55,14 @@ class _Shape(NamedTuple):
     turns: Any
 
 
-def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | None]:
+def messages_of(row: Mapping[str, Any], columns: Columns = UNNAMED) -> tuple[list[dict[str, str]], str | None]:
     """The messages of a row in our shape, and the reason why they cannot be used (None when they can)."""
-    shape = _shape_of(row)
+    shape = _shape_of(row, columns)
+    if shape is None and columns.answer:
+        return [], (
+            f"nothing to read in {columns.prompt} and {columns.answer}, which corpus.columns names; the row has "
+            f"{', '.join(map(str, row)) or 'no columns'}"
+        )
     if shape is None:
         empty = [name for name in _COLUMNS if name in row]
         if empty:
@@ -69,14 +78,15 @@ def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | Non
     return messages, _refused_field(shape.turns) or _complaint(messages)
 
 
-def unread_fields(row: Mapping[str, Any], domain_column: str) -> tuple[str, ...]:
+def unread_fields(row: Mapping[str, Any], columns: Columns = UNNAMED) -> tuple[str, ...]:
     """Fields of a row that hold something and are read by nobody, those of its messages as `messages[].NAME`.
 
-    >>> unread_fields({"id": 1, "tools": ["f"], "messages": [{"role": "user", "content": "", "name": "a"}]}, "domain")
+    >>> row = {"id": 1, "tools": ["f"], "messages": [{"role": "user", "content": "", "name": "a"}]}
+    >>> unread_fields(row)
     ('tools', 'messages[].name')
     """
-    shape = _shape_of(row) or _Shape((), [])
-    found = _filled(row, {"id", domain_column, *shape.columns})
+    shape = _shape_of(row, columns) or _Shape((), [])
+    found = _filled(row, {columns.id, columns.domain or "domain", *shape.columns})
     for column in shape.columns:
         for turn in row[column] if isinstance(row.get(column), list) else ():
             if isinstance(turn, dict):
@@ -84,8 +94,10 @@ def unread_fields(row: Mapping[str, Any], domain_column: str) -> tuple[str, ...]
     return tuple(dict.fromkeys(found))
 
 
-def _shape_of(row: Mapping[str, Any]) -> _Shape | None:
-    """The first shape that fits; those with turns come before plain text."""
+def _shape_of(row: Mapping[str, Any], columns: Columns) -> _Shape | None:
+    """The shape that the recipe names, else the first that fits; those with turns come before plain text."""
+    if columns.prompt and columns.answer:
+        return _pair(row, columns.prompt, columns.answer)
     for column in ("messages", "conversations", "conversation"):
         if row.get(column):
             system = _system(row) if column != "messages" else []
@@ -93,21 +105,28 @@ def _shape_of(row: Mapping[str, Any]) -> _Shape | None:
             whole = [*system, *turns] if isinstance(turns, list) else turns
             return _Shape((column, "system") if system else (column,), whole)
     for question, answer in _PAIRS:
-        if row.get(question) and row.get(answer):
-            asked = _turns(row[question], "user")
-            turns = [*_system(row), *asked, *_without_repeat(_turns(row[answer], "assistant"), asked)]
-            return _Shape((question, answer, "system") if _system(row) else (question, answer), turns)
+        if pair := _pair(row, question, answer):
+            return pair
     if row.get("chosen") and isinstance(row["chosen"], list):
         return _Shape(("chosen",), row["chosen"])
     if row.get("instruction") and row.get("output"):
         parts = [row[name] for name in ("instruction", "input") if row.get(name) not in (None, "")]
         task = "\n\n".join(parts) if all(isinstance(part, str) for part in parts) else parts
         turns = [*_system(row), {"role": "user", "content": task}, {"role": "assistant", "content": row["output"]}]
-        columns = ("instruction", "input", "output")
-        return _Shape((*columns, "system") if _system(row) else columns, turns)
+        read = ("instruction", "input", "output")
+        return _Shape((*read, "system") if _system(row) else read, turns)
     if isinstance(row.get("text"), str):
         return _Shape(("text",), [{"role": "text", "content": row["text"]}])
     return None
+
+
+def _pair(row: Mapping[str, Any], question: str, answer: str) -> _Shape | None:
+    """One column asks and another answers, each as text or as messages."""
+    if not row.get(question) or not row.get(answer):
+        return None
+    asked = _turns(row[question], "user")
+    turns = [*_system(row), *asked, *_without_repeat(_turns(row[answer], "assistant"), asked)]
+    return _Shape((question, answer, "system") if _system(row) else (question, answer), turns)
 
 
 def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:

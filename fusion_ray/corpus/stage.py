@@ -75,7 +75,7 @@ def _scan_files(recipe: Recipe, uris: list[str]) -> list[dict[str, Any]]:
 
     def scan(item: tuple[int, str]) -> dict[str, Any]:
         number, uri = item
-        ids = [chat.id for chat in islice(read_chats(uri, recipe.corpus.domain_column), recipe.corpus.max_rows)]
+        ids = [chat.id for chat in islice(read_chats(uri, recipe.corpus.row_columns), recipe.corpus.max_rows)]
         return {"number": number, "ids": ids}
 
     scans = sorted(streams.stream(list(enumerate(uris)), scan, cpus=1), key=lambda scan: scan["number"])
@@ -105,7 +105,7 @@ def _plan_files(corpus: Corpus, uris: list[str], scans: list[dict[str, Any]]) ->
 
 
 def _write_file(recipe: Recipe, artifact: Artifact, file: _File) -> list[ShardRecord]:
-    chats = islice(read_chats(file.uri, recipe.corpus.domain_column), file.rows)
+    chats = islice(read_chats(file.uri, recipe.corpus.row_columns), file.rows)
     waiting: dict[str, list[Chat]] = {split: [] for split in SPLITS}
     next_shard = dict(file.first_shard)
     records = []

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from fusion_ray.chat import Rendered, render_all
 from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary
 from fusion_ray.corpus.files import chat_files, chat_of, read_rows
-from fusion_ray.corpus.row_formats import Chat
+from fusion_ray.corpus.row_formats import UNNAMED, Chat
 from fusion_ray.distributions.score import RenderSettings, fit
 from fusion_ray.errors import AlignmentError, RecipeError
+from fusion_ray.recipe import Columns
 
 Row = Mapping[str, Any] | str
 
@@ -64,7 +65,7 @@ class InspectedRow(NamedTuple):
 
 
 def pick_rows(
-    chats: str | Sequence[Mapping[str, Any]], *, row: int | None, identity: str | None, count: int, domain_column: str
+    chats: str | Sequence[Mapping[str, Any]], *, row: int | None, identity: str | None, count: int, columns: Columns
 ) -> list[Row]:
     """The rows to look at: one by its number (from 0) or its id, else the first ones.
 
@@ -72,7 +73,7 @@ def pick_rows(
         chats: A corpus as `corpus.path` names it, or rows themselves.
         row, identity: Which one.
         count: How many, where neither is given.
-        domain_column: The corpus section's.
+        columns: The corpus section's.
 
     Raises:
         RecipeError: Nothing is there, no such row, or these are no rows.
@@ -86,7 +87,7 @@ def pick_rows(
         raise RecipeError(f"inspect: {count} rows were asked for; expected at least 1.")
     found: list[Row] = []
     for number, given in enumerate(_rows_of(chats)):
-        if identity is not None and chat_of(given, domain_column).id == identity:
+        if identity is not None and chat_of(given, columns).id == identity:
             return [given]
         if row == number:
             return [given]
@@ -109,10 +110,10 @@ def _rows_of(chats: str | Sequence[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def inspect_rows(
-    rows: Sequence[Row], tokenizer: Any, settings: RenderSettings, *, domain_column: str = "domain"
+    rows: Sequence[Row], tokenizer: Any, settings: RenderSettings, columns: Columns = UNNAMED
 ) -> list[InspectedRow]:
     """Read rows as the stages do: the corpus's rules, the model's template and tokenizer, and the longest length."""
-    chats = [chat_of(row, domain_column) for row in rows]
+    chats = [chat_of(row, columns) for row in rows]
     usable = [chat.messages for chat in chats if chat.messages is not None]
     rendered = iter(render_all(tokenizer, usable, settings.template))
     return [_inspect(chat, None if chat.messages is None else next(rendered), tokenizer, settings) for chat in chats]

@@ -151,7 +151,7 @@ def _source_line(name: str, model: str, look: _Look) -> str:
 
 def _describe_corpus(corpus: str) -> str:
     files = chat_files(corpus)
-    chats = list(islice(read_chats(files[0], "domain"), _LOOKED_AT))
+    chats = list(islice(read_chats(files[0]), _LOOKED_AT))
     usable = [chat for chat in chats if chat.reason is None]
     if not usable:
         reason = chats[0].reason if chats else "the file is empty"

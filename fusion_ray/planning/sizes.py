@@ -184,7 +184,7 @@ def _look_at_corpus(recipe: Recipe, statuses: list[Status]) -> tuple[int, float,
 
 def _sample(recipe: Recipe) -> tuple[int, float, str]:
     uris = chat_files(recipe.corpus.path)
-    first = [chat for chat in islice(read_chats(uris[0], recipe.corpus.domain_column), _SAMPLED_ROWS) if chat.messages]
+    first = [chat for chat in islice(read_chats(uris[0], recipe.corpus.row_columns), _SAMPLED_ROWS) if chat.messages]
     if not first:
         raise RecipeError(f"{uris[0]}: no usable chat among the first {_SAMPLED_ROWS}.")
     sizes = [sum(len(message["content"].encode()) for message in chat.messages or []) for chat in first]

@@ -1,7 +1,7 @@
 """The configuration of a run: one YAML file, read into frozen objects, a section a file; no torch, no ray."""
 
 from fusion_ray.recipe.answers import Answers
-from fusion_ray.recipe.corpus import Corpus
+from fusion_ray.recipe.corpus import Columns, Corpus
 from fusion_ray.recipe.distributions import (
     Actors,
     CompactStore,
@@ -30,6 +30,7 @@ __all__ = [
     "Answers",
     "AvgCE",
     "BytesAlign",
+    "Columns",
     "CompactStore",
     "ControlArm",
     "Corpus",

@@ -1,13 +1,17 @@
 """Read a recipe from a file or plain data, apply overrides, and say what is wrong with it in words."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from fusion_ray.errors import RecipeError
+from fusion_ray.recipe.corpus import Columns
 from fusion_ray.recipe.recipe import Recipe
+from fusion_ray.recipe.section import Section
+
+Part = TypeVar("Part", bound=Section)
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -40,8 +44,24 @@ def parse_recipe(data: Any, where: str = "recipe", overrides: tuple[str, ...] = 
         )
     for override in overrides:
         _apply_override(data, override)
+    return _validated(Recipe, data, where)
+
+
+def parse_columns(data: Any) -> Columns:
+    """The section `corpus.columns` by itself, for what reads rows without a recipe.
+
+    Raises:
+        RecipeError: It is none.
+
+    >>> parse_columns({"prompt": "ask", "answer": "reply"}).id
+    'id'
+    """
+    return _validated(Columns, data, "columns")
+
+
+def _validated(kind: type[Part], data: Any, where: str) -> Part:
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"{where}: " + "; ".join(_explain(item) for item in _first_causes(error.errors()))) from None
 

@@ -14,6 +14,7 @@ import pytest
 from fusion_ray.corpus.files import chat_files, chat_of, read_chats, read_rows
 from fusion_ray.corpus.row_formats import Chat
 from fusion_ray.errors import CorruptArtifactError, RecipeError
+from fusion_ray.recipe import Columns
 
 OPENAI = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "domain": "talk"}
 SHAREGPT = {"id": "s1", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
@@ -21,7 +22,7 @@ TEXT = {"text": "Once upon a time."}
 
 
 def read(path: Path) -> list[Chat]:
-    return list(read_chats(str(path), "domain"))
+    return list(read_chats(str(path)))
 
 
 def test_all_three_shapes_become_messages(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_file_is_found_by_its_bare_name_and_other_kinds_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("chats.jsonl").write_text(json.dumps(OPENAI) + '\n"x"\n' + json.dumps(OPENAI | {"k\ud800": 1}))
-    first, second, third = read_chats("chats.jsonl", "domain")
+    first, second, third = read_chats("chats.jsonl")
     assert first.reason is None and "line 2: not a JSON object" in str(second.reason)
     "".join(third.not_read).encode()
     Path("chats.docx").write_text("")
@@ -197,11 +198,13 @@ def test_a_row_without_an_id_gets_one_from_its_messages_or_from_all_that_it_hold
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     good, other_domain, bad, worse = (
-        chat_of(row, "domain") for row in (OPENAI, OPENAI | {"domain": "x"}, {"title": "a"}, {"title": "b"})
+        chat_of(row) for row in (OPENAI, OPENAI | {"domain": "x"}, {"title": "a"}, {"title": "b"})
     )
     assert good.id == other_domain.id == identity(OPENAI["messages"])
     assert (bad.id, worse.id) == (identity({"title": "a"}), identity({"title": "b"}))
-    assert [chat_of(OPENAI | {"id": given}, "domain").id for given in (0, "", None)] == ["0", good.id, good.id]
+    named = chat_of({"id": "a", "key": 7, "topic": "x", **OPENAI}, Columns(id="key", domain="topic"))
+    assert (named.id, named.domain, named.not_read) == ("7", "x", ("id", "domain"))
+    assert [chat_of(OPENAI | {"id": given}).id for given in (0, "", None)] == ["0", good.id, good.id]
 
 
 def test_what_kind_a_file_is_says_its_own_name_and_not_its_folder_s(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fusion_ray.corpus.row_formats import messages_of, unread_fields
+from fusion_ray.recipe import Columns
 
 SAID = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
@@ -157,12 +158,38 @@ def test_every_field_that_nobody_reads_is_named_once_wherever_it_stands() -> Non
         "tags": [],
         "more": {},
     }
-    assert unread_fields(row, "topic") == ("rating", "conversations[].role", "conversations[].name")
-    assert unread_fields(row | {"system": ""}, "domain")[:2] == ("topic", "rating")
-    assert unread_fields({"messages": SAID, "system": "s"}, "domain") == ("system",)
-    assert unread_fields({"title": "x", "messages": "Hi"}, "domain") == ("title",)
-    assert unread_fields({"title": "x"}, "domain") == ("title",)
+    assert unread_fields(row, Columns(domain="topic")) == ("rating", "conversations[].role", "conversations[].name")
+    assert unread_fields(row | {"system": ""})[:2] == ("topic", "rating")
+    assert unread_fields({"messages": SAID, "system": "s"}) == ("system",)
+    assert unread_fields({"title": "x", "messages": "Hi"}) == ("title",)
+    assert unread_fields({"title": "x"}) == ("title",)
     rows = ({"question": "a", "answer": "b"}, {"instruction": "a", "input": "c", "output": "b"}, {"text": "a"})
     for one in rows:
-        assert unread_fields(one | {"messages": None}, "domain") == ()
-        assert unread_fields(one | {"system": "s"}, "domain") == (("system",) if "text" in one else ())
+        assert unread_fields(one | {"messages": None}) == ()
+        assert unread_fields(one | {"system": "s"}) == (("system",) if "text" in one else ())
+
+
+NAMED = Columns(prompt="ask", answer="reply", id="key", domain="topic")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"ask": "Hi", "reply": "Hello."},
+        {"ask": [{"role": "user", "content": "Hi"}], "reply": "Hello."},
+        {"ask": "Hi", "reply": [{"role": "assistant", "content": "Hello."}]},
+        {"ask": "Hi", "reply": "Hello.", "messages": [{"role": "user", "content": "Not this one."}]},
+    ],
+)
+def test_columns_that_the_recipe_names_are_read_and_no_others(row: dict[str, Any]) -> None:
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert messages_of(row, NAMED) == (asked, None)
+    assert unread_fields(row | {"key": 1, "topic": "x", "note": "y"}, NAMED) == (*list(row)[2:], "note")
+    assert messages_of(row | {"system": "Be brief."}, NAMED)[0][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_a_row_without_the_named_columns_says_which_it_has() -> None:
+    for row in ({"question": "Hi", "answer": "Hello."}, {"question": "Hi", "ask": "", "reply": "x"}, {}):
+        messages, reason = messages_of(row, NAMED)
+        assert not messages and f"the row has {', '.join(row) or 'no columns'}" in str(reason)
+        assert "nothing to read in ask and reply, which corpus.columns names" in str(reason)

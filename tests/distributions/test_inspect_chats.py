@@ -10,6 +10,7 @@ from toys.models import byte_level_tokenizer, save_toy, sentencepiece_tokenizer
 
 from fusion_ray import api
 from fusion_ray.chat import choose_template, render
+from fusion_ray.corpus.row_formats import UNNAMED
 from fusion_ray.distributions.inspect_chats import InspectedRow, inspect_rows, pick_rows
 from fusion_ray.distributions.score import RenderSettings
 from fusion_ray.errors import RecipeError
@@ -78,7 +79,7 @@ def test_a_row_is_found_by_its_number_or_its_id(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[7:]))
 
     def pick(**which: Any) -> list[Any]:
-        asked = {"row": None, "identity": None, "count": 10, "domain_column": "domain"} | which
+        asked = {"row": None, "identity": None, "count": 10, "columns": UNNAMED} | which
         return pick_rows(str(tmp_path), **asked)
 
     assert [row["id"] for row in pick()] == [str(number) for number in range(10)]
@@ -104,7 +105,7 @@ def test_a_source_is_aligned_turn_by_turn_or_says_why_not(tmp_path: Path) -> Non
 @pytest.mark.parametrize("chats", [{"messages": []}, 7, None, [CHAT, 7], ["line"]])
 def test_what_are_no_rows_is_refused(chats: Any) -> None:
     with pytest.raises(RecipeError, match="inspect: "):
-        pick_rows(chats, row=None, identity=None, count=1, domain_column="domain")
+        pick_rows(chats, row=None, identity=None, count=1, columns=UNNAMED)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +128,16 @@ def test_rows_are_picked_by_count_or_number_or_id(
 ) -> None:
     rows = [{"id": name, "text": "x"} for name in "abc"]
     if isinstance(found, list):
-        picked = pick_rows(rows, row=row, identity=identity, count=count, domain_column="domain")
+        picked = pick_rows(rows, row=row, identity=identity, count=count, columns=UNNAMED)
         assert picked == [rows[number] for number in found]
         return
     with pytest.raises(RecipeError, match=found):
-        pick_rows(rows, row=row, identity=identity, count=count, domain_column="domain")
+        pick_rows(rows, row=row, identity=identity, count=count, columns=UNNAMED)
 
 
 def test_no_rows_at_all_is_said() -> None:
     with pytest.raises(RecipeError, match=r"inspect: no rows in these chats\."):
-        pick_rows([], row=None, identity=None, count=1, domain_column="domain")
+        pick_rows([], row=None, identity=None, count=1, columns=UNNAMED)
 
 
 def test_a_row_is_shown_whole_with_every_token_in_its_place() -> None:

@@ -32,6 +32,7 @@ sources:
 - {model: models/math, parameters: null, active_parameters: null, trust_remote_code: false, engine: null,
   template: null, name: math}
 corpus: {path: chats.jsonl, heldout: 0.1, validation: 0.05, shard_rows: 512, max_rows: null, domain_column: domain,
+  columns: {prompt: null, answer: null, id: id, domain: null},
   max_rejected: 0.01}
 distributions:
   top_k: 10

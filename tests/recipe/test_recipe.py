@@ -237,3 +237,25 @@ def test_the_least_that_a_setting_may_be_is_accepted_and_no_less(setting: str, r
     with_value(accepted)
     with pytest.raises(RecipeError, match=setting.replace(".", r"\.")):
         with_value(refused)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [
+        ({"columns": {"prompt": "ask"}}, "prompt is named and answer is not; name both"),
+        ({"columns": {"answer": "reply"}}, "answer is named and prompt is not; name both"),
+        ({"columns": {"prompt": "x", "answer": "x"}}, "the column 'x' is named twice"),
+        ({"columns": {"id": "x", "domain": "x"}}, "the column 'x' is named twice"),
+        ({"columns": {"domain": "a"}, "domain_column": "b"}, "domain_column is 'b' and corpus.columns.domain 'a'"),
+        ({"columns": {"question": "x"}}, "question"),
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(corpus: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(SMALL | {"corpus": {"path": "c", **corpus}})
+
+
+def test_the_column_of_the_domain_has_two_names() -> None:
+    for corpus in ({"domain_column": "topic"}, {"columns": {"domain": "topic"}}):
+        assert parse_recipe(SMALL | {"corpus": {"path": "c", **corpus}}).corpus.row_columns.domain == "topic"
+    assert parse_recipe(SMALL).corpus.row_columns.domain == "domain"
