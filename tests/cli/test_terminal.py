@@ -129,11 +129,11 @@ def test_a_table_of_costs_is_cut_and_not_broken_on_a_narrow_screen() -> None:
 
 def told(monkeypatch: pytest.MonkeyPatch, *reports: tuple[float, Progress]) -> list[str]:
     """What a log gets, each report at its time in seconds."""
-    out, clock = Console(file=io.StringIO(), width=200), [0.0]
+    out, clock = Console(file=io.StringIO(), width=40), [1e6]
     monkeypatch.setattr("fusion_ray.cli.terminal.time", SimpleNamespace(monotonic=lambda: clock[0]))
     with live_progress(out) as tell:
         for now, progress in reports:
-            clock[0] = now
+            clock[0] = 1e6 + now
             tell(progress)
     return out.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
@@ -141,13 +141,13 @@ def told(monkeypatch: pytest.MonkeyPatch, *reports: tuple[float, Progress]) -> l
 def test_a_line_of_a_log_has_time_share_detail_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(
         monkeypatch,
-        (1.5, Progress("fused/math", 1, 4, "at 1")),
+        (1.5, Progress("fused/math", 1, 4, "at [b]1")),
         (20.0, Progress("fused/math", 2, 4, "at 2", left_s=3725.4)),
         (30.0, Progress("corpus", 0, 0)),
         (40.0, Progress("fused/math", 4, 4, "at 4", left_s=0.0)),
         (41.0, Progress("fused/math", 4, 4, "again")),
     ) == [
-        "    1.5 s  fused/math                 25%  at 1",
+        "    1.5 s  fused/math                 25%  at [b]1",
         "   20.0 s  fused/math                 50%  at 2, 1:02:05 left",
         "   30.0 s  corpus                    100%",
         "   40.0 s  fused/math                100%  at 4",
