@@ -147,6 +147,10 @@ def test_judgments_are_summed_up_by_model_and_by_pair() -> None:
         "points": {"value": 1.0, "low": 1.0, "high": 1.0},
     }  # fmt: skip
     assert (found["judgments"], found["unreadable"], found["first_shown_wins"]) == (12, 1, 0.6)
+    for judgment in asked:
+        if judgment["kind"] == "single" and judgment["model"] == "pivot":
+            judgment["rating"] = None
+    assert summarise_judgments(asked, QUESTIONS, 100, 0)["rating_differences"] == {"merged - pivot": None}
     assert judged_turns(found) == ["turn 1", "turn 2"] and judged_turns(None) == []
 
 

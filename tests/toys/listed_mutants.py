@@ -195,4 +195,14 @@ EQUIVALENT = {
         "0",
         "-1",
     ): "a single conversation is never padded",
+    **{
+        Change("report/judge_prompts.py", left, "0", "-1"): "there is one question here, and one answer of each"
+        for left in (
+            'parts = [("QUESTION", questions[',
+            'parts = [("QUESTION", questions[0]), ("ANSWER OF A", answers_a[',
+            'parts = [("QUESTION", questions[0]), ("ANSWER OF A", answers_a[0]), ("ANSWER OF B", answers_b[',
+            'return [("QUESTION", questions[',
+            'return [("QUESTION", questions[0]), (label, answers[',
+        )
+    },
 }
