@@ -30,14 +30,14 @@ def test_the_line_counts_rows_tokens_and_actors_and_says_how_long_is_left() -> N
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, *shards: tuple[float, str, int, int, int], rows: int = 1000, actors: int = 1
+    monkeypatch: pytest.MonkeyPatch, *shards: tuple[float, str, int, int, int], rows: int = 1000, **more: int
 ) -> tuple[list[Progress], list[dict[str, float]]]:
     """What people and gauges are told of shards that are finished at a time by an actor: rows, tokens, bytes."""
     clock, told, values = [100.0], [], []  # type: ignore[var-annotated]
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(metrics, "set_metrics", lambda *_, **found: values.append(found))
     artifact = Artifact(run="/nowhere", stage="distributions", model="math")
-    meter = Meter("toy", artifact, told.append, rows=rows, actors=actors)
+    meter = Meter("toy", artifact, told.append, rows=rows, **more)
     for now, actor, n_rows, tokens, size in shards:
         clock[0] = 100.0 + now
         facts = {"rejected": {"a": "why"}} | ({"answer_tokens": tokens} if tokens else {})

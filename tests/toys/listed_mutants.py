@@ -170,6 +170,13 @@ EQUIVALENT = {
     Change(
         "on_ray/metrics.py", 'self.last = deque([_Finished(self.started, "", 0, ', "0", "-1"
     ): "of the first entry only the time is read",
+    **{
+        Change("on_ray/metrics.py", left, "0", "1"): "of the first entry only the time is read"
+        for left in (
+            'self.last = deque([_Finished(self.started, "", ',
+            'self.last = deque([_Finished(self.started, "", 0, ',
+        )
+    },
     Change(
         "report/statistics/common_bytes.py", "return CommonScore(np.array(nll), answers[", "0", "-1"
     ): "all answers have the same number of bytes here",
