@@ -46,6 +46,8 @@ BY_HAND: list[tuple[str, dict[str, Any], list[list[float]], list[float]]] = [
     ("slerp", {"t": 0.5}, [[1, 0], [0, 1]], [HALF, HALF]),
     ("slerp", {"t": 0.0}, [[1, 0], [0, 1]], [1, 0]),
     ("nuslerp", {"weight": (3.0, 1.0)}, [[1, 0], [0, 1]], [np.cos(np.pi / 8), np.sin(np.pi / 8)]),
+    ("nuslerp", {"weight": (3.0, 1.0)}, [[1, 0], [3, 0]], [1.5, 0]),  # Along a line there is no arc.
+    ("slerp", {"t": 0.25}, [[1, 0], [3, 0]], [1.5, 0]),
     ("multislerp", {"weight": (1.0, 1.0)}, [[1, 0], [0, 1]], [HALF, HALF]),
     ("karcher", {}, [[1, 0], [0, 1]], [HALF, HALF]),
 ]  # fmt: skip
