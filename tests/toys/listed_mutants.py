@@ -212,4 +212,50 @@ EQUIVALENT = {
             'return [("QUESTION", questions[0]), (label, answers[',
         )
     },
+    Change(
+        "corpus/files.py", 'file = name.rsplit("/", ', "1", "2"
+    ): "the last part is the same however often it is cut",
+    Change("corpus/files.py", 'file = uri.rsplit("/", ', "1", "2"): "the last part is the same however often it is cut",
+    Change(
+        "corpus/files.py", 'header = text.split("\\n", ', "1", "2"
+    ): "the first line is the same however often it is cut",
+    Change(
+        "storage/planes.py", "counts_V = np.bincount((ids_TK + 1).reshape(-", "1", "2"
+    ): "numpy takes any negative size for the one that is left",
+    Change(
+        "storage/planes.py", "counts_V = np.bincount((ids_TK + 1).reshape(-1), minlength=", "1", "2"
+    ): "an id of no count is no id",
+    Change(
+        "storage/planes.py", "counts_V = np.bincount((ids_TK + 1).reshape(-1), minlength=", "1", "0"
+    ): "without ids nothing is left of the counts either way",
+    Change(
+        "storage/planes.py", "code_of_V = np.zeros(len(counts_V) + ", "1", "2"
+    ): "the id -1 looks up the last place, which is 0 either way",
+    Change(
+        "storage/checkpoint_writer.py", 'return StoredTensor(self.name, self.dtype, self.shape, "", ', "0", "1"
+    ): "its bytes do not depend on where it begins",
+    Change(
+        "storage/checkpoint_writer.py", 'return StoredTensor(self.name, self.dtype, self.shape, "", ', "0", "-1"
+    ): "its bytes do not depend on where it begins",
+    Change(
+        "chat/vocabulary.py", "size = max(pieces, default=-", "1", "2"
+    ): "without tokens there are none in a smaller range either",
+    Change(
+        "distributions/inspect_chats.py",
+        "if ",
+        "isinstance(chats, Mapping) or not isinstance(chats, str | Sequence)",
+        "not isinstance(chats, str | Sequence)",
+    ): "a mapping is no sequence",
+    Change(
+        "distributions/inspect_chats.py",
+        "if ",
+        "identity is not None and chat_of(given, columns).id == identity",
+        "chat_of(given, columns).id == identity",
+    ): "no chat has None for its id",
+    Change(
+        "targets/control_arms.py", "taken_ids[row] = np.reshape(ids[other], (-", "1", "2"
+    ): "numpy takes any negative size for the one that is left",
+    Change(
+        "targets/control_arms.py", "taken_logprobs[row] = np.reshape(logprobs[other], (-", "1", "2"
+    ): "numpy takes any negative size for the one that is left",
 }
