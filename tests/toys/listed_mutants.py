@@ -111,8 +111,8 @@ LISTED = (
     ),
     Listed(
         "chat/rendering.py",
-        "return Turn(first, boundaries, end is not None, n_bytes)",
-        "return Turn(first, boundaries[: stop - first], False, n_bytes)",
+        "return Turn(first, boundaries, end is not None, n_bytes,",
+        "return Turn(first, boundaries[: stop - first], False, n_bytes,",
         ("chat",),
     ),
     Listed(

@@ -203,20 +203,14 @@ def _list_strings(
         if s_stop[g] - s_start[g] == 1 and fold[g] == 0:
             continue
         ours = _joined(pivot_ids, p_start[g], p_stop[g], p_flat, p_offsets)
-        theirs = np.concatenate(
-            (ours[: max(fold[g], 0)], _joined(source_ids, s_start[g], s_stop[g], flat, offsets))
-        )  # fmt: skip
+        text = _joined(source_ids, s_start[g], s_stop[g], flat, offsets)
+        theirs = np.concatenate((ours[: max(fold[g], 0)], text))
         folded = max(-fold[g], 0)  # bytes of the source before the pivot's first
         alike = _common_bytes(ours, theirs[folded:])
-        prefix_stop = max(fold[g], 0)
-        base, base_stop = 0, 0  # pivot tokens that a leaf begins with, and their bytes
+        prefix_stop, base, base_stop = max(fold[g], 0), 0, 0  # bytes before a token; pivot tokens in them; their bytes
         for s in range(s_start[g], s_stop[g]):
-            while base < p_stop[g] - p_start[g]:
-                token = pivot_ids[p_start[g] + base]
-                beyond = base_stop + p_offsets[token + 1] - p_offsets[token]
-                if beyond > min(alike, prefix_stop - folded - WINDOW):
-                    break
-                base, base_stop = base + 1, beyond
+            limit = min(alike, prefix_stop - folded - WINDOW)
+            base, base_stop = _advance(pivot_ids[p_start[g] : p_stop[g]], p_offsets, base, base_stop, limit)
             bases[s] = base
             prefix = theirs[base_stop + folded : prefix_stop] if base else theirs[:prefix_stop]
             if (s > s_start[g] or fold[g] != 0) and len(prefix) <= FARTHEST:
@@ -224,30 +218,36 @@ def _list_strings(
                     token = ids_SK[s, k]
                     if token < 0 or token == source_ids[s]:
                         continue
-                    if is_end[token] and s == s_start[g]:
-                        piece, kind, lead = flat[:0], ENDED, 0
-                        prefix_now = flat[:0]
-                    else:
-                        kind = ENDED if is_end[token] else TEXT
-                        piece = flat[:0] if kind == ENDED else flat[offsets[token] : offsets[token + 1]]
-                        if kind == TEXT and (is_special[token] or len(piece) == 0):
-                            continue
-                        prefix_now = prefix
-                        lead = 0 if base else _leading_spaces(prefix, piece, folded)
-                    size = len(prefix_now) + len(piece) - lead
+                    kind = ENDED if is_end[token] else TEXT
+                    piece = flat[:0] if kind == ENDED else flat[offsets[token] : offsets[token + 1]]
+                    if kind == TEXT and (is_special[token] or len(piece) == 0):
+                        continue
+                    before = flat[:0] if kind == ENDED and s == s_start[g] else prefix
+                    lead = 0 if base else _leading_spaces(before, piece, folded)
+                    size = len(before) + len(piece) - lead
                     if size == 0 and kind == TEXT:
                         continue
                     if used + 1 + size <= len(arena):
                         entries[extra[s], k] = strings
-                        _write_string(arena, used, kind, prefix_now, piece, lead)
+                        _write_string(arena, used, kind, before, piece, lead)
                         cuts[strings + 1] = used + 1 + size
-                    strings += 1
-                    used += 1 + size
+                    strings, used = strings + 1, used + 1 + size
             real = source_ids[s]
             if offsets[real + 1] == offsets[real]:
                 break  # the bytes of the real token are unknown, so those of every later leaf are too
             prefix_stop += offsets[real + 1] - offsets[real]
     return strings, used
+
+
+@compiled
+def _advance(ids: np.ndarray, offsets: np.ndarray, count: int, stop: int, limit: int) -> tuple[int, int]:
+    """From the first `count` tokens, which have `stop` bytes, to the most that have at most `limit`."""
+    while count < len(ids):
+        beyond = stop + offsets[ids[count] + 1] - offsets[ids[count]]
+        if beyond > limit:
+            break
+        count, stop = count + 1, beyond
+    return count, stop
 
 
 @compiled
