@@ -110,6 +110,7 @@ TABLE = make_vocabulary([b"", b" ", b"a", b"b", b" a", b" ab", b"ab", b"x", "é"
 @pytest.mark.parametrize(
     ("text", "ids", "offsets", "ends", "changed"),
     [
+        ("a", [2], [(0, 1)], [1], []),
         ("ab", [2, 3], [(0, 1), (1, 2)], [1, 2], []),
         ("ab", [4, 3], [(0, 1), (1, 2)], [1, 2], []),
         ("ab", [1, 6], [(0, 0), (0, 2)], [0, 2], []),
