@@ -196,6 +196,7 @@ def test_vocabularies_are_compared_by_offsets_bytes_and_flags() -> None:
     ):  # fmt: skip
         assert not one.same_as(other) and not other.same_as(one)
     assert (one.offsets.tolist(), one.flat_bytes.tobytes(), one.lossless) == ([0, 2, 3], b"abc", True)
+    assert len(read_vocabulary(Tokenizer(models.BPE({}, [])))) == 0
     assert len(make_vocabulary([])) == 0 and one.flat_bytes.flags.writeable
     with pytest.raises(RecipeError, match="object is no fast tokenizer"):
         vocabulary.describe(object())

@@ -141,3 +141,10 @@ def test_the_real_token_is_kept_only_where_it_is_among_the_most_probable(folder,
         (found,) = scorer_for(folder, url).score([np.array([1, 5], dtype=np.int32)], [np.array([1])])
     assert (found.ids_TK.tolist(), found.real_logprobs_T.tolist()) == ([ids], [nats[5]])
     assert found.logprobs_TK.tolist() == [[nats[token] for token in ids]]
+
+
+def test_places_that_the_server_does_not_fill_are_unused(folder):
+    entry = {"5": {"logprob": -0.5, "rank": 1}, "600": {"logprob": -1.0, "rank": 2}}  # The tokenizer ends at 599.
+    with serving(answer=lambda _: {"choices": [{"prompt_logprobs": [None, entry]}]}) as (url, _):
+        (found,) = scorer_for(folder, url).score([np.array([1, 5], dtype=np.int32)], [np.array([1])])
+    assert (found.ids_TK.tolist(), found.logprobs_TK.tolist()) == ([[5, -1]], [[-0.5, -np.inf]])

@@ -74,6 +74,7 @@ def test_sizes_may_be_equal_and_no_larger() -> None:
         ([4, 4, 4], 12, [([0, 1, 2], 4)]),
         ([20], 10, [([0], 20)]),
         ([20, 1], 21, [([0], 20), ([1], 1)]),
+        ([5, 2, 2, 2], 6, [([0], 5), ([1, 2, 3], 2)]),
     ],
 )
 def test_rows_are_batched_longest_first_within_their_tokens(
