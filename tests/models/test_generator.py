@@ -77,6 +77,11 @@ def test_drawn_answers_are_those_of_their_own_seed_in_any_batch(
     assert found[1].ended
 
 
+def test_a_model_that_is_loaded_to_be_read_learns_nothing(folder: str) -> None:
+    model = load_model(folder, FLOAT32)
+    assert not model.training and not any(weight.requires_grad for weight in model.parameters())
+
+
 def test_a_model_that_only_reads_padding_after_its_own_mask_takes_it(generator: TransformersGenerator) -> None:
     assert generator._takes_padding
 
