@@ -213,16 +213,6 @@ EQUIVALENT = {
         )
     },
     Change(
-        "corpus/files.py", 'file = name.rsplit("/", ', "1", "2"
-    ): "the last part is the same however often it is cut",
-    Change("corpus/files.py", 'file = uri.rsplit("/", ', "1", "2"): "the last part is the same however often it is cut",
-    Change(
-        "corpus/files.py", 'header = text.split("\\n", ', "1", "2"
-    ): "the first line is the same however often it is cut",
-    Change(
-        "storage/planes.py", "counts_V = np.bincount((ids_TK + 1).reshape(-", "1", "2"
-    ): "numpy takes any negative size for the one that is left",
-    Change(
         "storage/planes.py", "counts_V = np.bincount((ids_TK + 1).reshape(-1), minlength=", "1", "2"
     ): "an id of no count is no id",
     Change(

@@ -35,7 +35,8 @@ class Mutation(NamedTuple):
 def list_mutations(text: str) -> list[Mutation]:
     """All changes of a file, in its order; a few do not compile, see `compiles`.
 
-    Docstrings, annotations, decorators, messages of errors, assertions, logging and `strict` of zip stay as they are.
+    Docstrings, annotations, decorators, messages of errors, assertions, logging, `strict` of zip and the arguments of
+    reshape and split stay as they are.
     """
     return [_put(text, node, changed) for node in _expressions(ast.parse(text)) for changed in _changes(node)]
 
@@ -67,8 +68,20 @@ def _expressions(node: ast.AST) -> Iterator[ast.expr]:
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.keyword) and child.arg == "strict":
                 continue
+            if name == "args" and _says_how_often(node):
+                continue
             if isinstance(child, ast.AST):
                 yield from _expressions(child)
+
+
+def _says_how_often(node: ast.AST) -> bool:
+    """A call whose numbers change nothing: -1 of reshape is any negative number, and split takes what it needs."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("reshape", "split", "rsplit")
+        and any(isinstance(argument, ast.Constant | ast.UnaryOp) for argument in node.args)
+    )
 
 
 def _changes(node: ast.expr) -> Iterator[ast.expr]:
