@@ -8,7 +8,7 @@ docs/merged.md, planning and the tests find all they need to know in these two.
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fusion_ray.errors import RecipeError
 from fusion_ray.recipe.section import Section
@@ -19,6 +19,16 @@ PerTarget = float | tuple[float, ...] | dict[str, float]
 # Marks a parameter that a mergekit config must give, although a recipe need not.
 REQUIRED_BY_MERGEKIT = "required by mergekit"
 Weight = Annotated[PerTarget, REQUIRED_BY_MERGEKIT]
+
+
+def _shares(value: PerTarget) -> PerTarget:
+    each = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+    if outside := [number for number in each if not 0 <= number <= 1]:
+        raise ValueError(f"expected shares from 0 to 1, got {outside[0]:g}")
+    return value
+
+
+ShareEach = Annotated[PerTarget, AfterValidator(_shares)]
 
 Granularity = Literal["model", "layer", "module", "matrix", "element"]
 BaseRole = Literal["required", "optional", "a target", "none"]
@@ -144,7 +154,7 @@ class DeltaMethod(MergeMethod):
 class SparseDeltaMethod(DeltaMethod):
     """As DeltaMethod, of deltas of which only the share `density` is kept."""
 
-    density: PerTarget = 1.0
+    density: ShareEach = 1.0
 
 
 class TaskArithmetic(DeltaMethod):
@@ -179,7 +189,7 @@ class DellaMethod(SparseDeltaMethod):
     """DELLA: an element is kept with a probability between density - epsilon and density + epsilon, by its rank."""
 
     rescale: bool = True
-    epsilon: PerTarget = 0.15
+    epsilon: ShareEach = 0.15
 
 
 class Della(DellaMethod):
@@ -199,7 +209,7 @@ class BreadcrumbsMethod(SparseDeltaMethod):
     """Model breadcrumbs: the share `gamma` of each delta that is largest is dropped, then the smallest elements."""
 
     passes = 6
-    gamma: PerTarget = 0.01
+    gamma: ShareEach = 0.01
 
 
 class Breadcrumbs(BreadcrumbsMethod):

@@ -47,7 +47,7 @@ class Section(BaseModel):
     """
 
     removed: ClassVar[Mapping[str, str]] = {}
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def __hash__(self) -> int:
         """By content, because options that are passed on to another library are dicts, which have no hash."""

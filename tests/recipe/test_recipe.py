@@ -259,3 +259,21 @@ def test_the_column_of_the_domain_has_two_names() -> None:
     for corpus in ({"domain_column": "topic"}, {"columns": {"domain": "topic"}}):
         assert parse_recipe(SMALL | {"corpus": {"path": "c", **corpus}}).corpus.row_columns.domain == "topic"
     assert parse_recipe(SMALL).corpus.row_columns.domain == "domain"
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"kind": "ties", "density": 7}, "density: expected shares from 0 to 1, got 7"),
+        ({"kind": "dare_linear", "density": [0.5, -1]}, "density: expected shares from 0 to 1, got -1"),
+        ({"kind": "della", "epsilon": {"a": 2}}, "epsilon: expected shares from 0 to 1, got 2"),
+        ({"kind": "breadcrumbs", "gamma": 1.5}, "gamma: expected shares from 0 to 1, got 1.5"),
+        ({"kind": "linear", "weight": float("inf")}, "finite number"),
+        ({"kind": "slerp", "t": float("nan")}, "finite number"),
+    ],
+)
+def test_parameters_of_a_merge_that_are_no_shares_or_not_finite_are_refused(method: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(SMALL | {"merged": {"method": method}})
+    for share in (0, 1, [0.0, 1.0], {"a": 0.5}):
+        parse_recipe(SMALL | {"merged": {"method": {"kind": "ties", "density": share}}})
