@@ -12,11 +12,15 @@ import pytest
 from fusion_ray.progress import Progress
 from fusion_ray.recipe import Distributions, parse_recipe
 from fusion_ray.report import examples, kept
+from fusion_ray.report.evaluated_models import list_evaluated_models
 from fusion_ray.report.examples import HeldoutShards, make_samples
 from fusion_ray.report.heldout import HeldOut
+from fusion_ray.report.history import describe_artifact, describe_report
 from fusion_ray.report.kept import make_missing
 from fusion_ray.report.samples import Prompt
 from fusion_ray.report.statistics.rates import Scores
+from fusion_ray.storage.artifacts import Artifact, read_manifest, write_manifest
+from fusion_ray.storage.model_files import ModelFiles
 from fusion_ray.storage.shards import write_shard
 
 
@@ -92,3 +96,42 @@ def test_all_models_continue_the_same_prompts_up_to_their_ends(monkeypatch: pyte
     ]  # fmt: skip
     none = recipe.model_copy(update={"report": recipe.report.model_copy(update={"samples": 0})})
     assert make_samples(none, models, shards, shards, heldout, told.append) == [] and len(told) == 2
+
+
+def test_an_artifact_is_described_by_its_manifest_and_all_its_files(tmp_path: Path) -> None:
+    artifact = Artifact(run=str(tmp_path), stage="fused", source="math")
+    record = write_shard(artifact.folder, "train/0.parquet", pa.table({"id": ["a", "b"]}), artifact.fingerprint, {})
+    for facts, tokens in (({"tokens": 5, "answer_tokens": 3}, 5), ({"answer_tokens": 3}, 3), ({}, None)):
+        write_manifest(artifact, seconds=2.0, shards=[record], facts=facts)
+        found = describe_artifact(artifact, read_manifest(artifact.folder))
+        assert (found["stage"], found["name"], found["seconds"], found["rows"]) == ("fused", "math", 2.0, 2)
+        assert (found["tokens"], found["facts"]) == (tokens, facts)
+        assert found["bytes"] == sum(path.stat().st_size for path in Path(artifact.folder).rglob("*") if path.is_file())
+        assert found["bytes"] > (Path(artifact.folder) / "train" / "0.parquet").stat().st_size > 0
+    report = Artifact(run=str(tmp_path), stage="report")
+    own = describe_report(report, 1.23456, {"driver": 7}, {"documents": 9})
+    assert (own["rows"], own["seconds"], own["peak_bytes"], own["bytes"]) == (9, 1.235, {"driver": 7}, 0)
+
+
+def test_models_are_evaluated_with_their_own_engine_and_trained_ones_as_the_pivot(tmp_path: Path) -> None:
+    recipe = parse_recipe(
+        {
+            "name": "x", "pivot": {"model": "p"}, "corpus": {"path": "c"}, "distributions": {"engine": "vllm"},
+            "sources": [{"name": "m", "model": "m"}, {"name": "n", "model": "n", "engine": "transformers"}],
+        }
+    )  # fmt: skip
+    files: Any = {name: ModelFiles(name, str(tmp_path / name), "", {"x": name}) for name in ("pivot", "m", "n")}
+    report = Artifact(run=str(tmp_path), stage="report", models=files)
+    made = {name: Artifact(run=str(tmp_path), stage="distributions", model=name) for name in ("pivot", "m", "n")}
+    made["merged"] = Artifact(run=str(tmp_path), stage="merged")
+    Path(made["merged"].folder).mkdir()
+    (Path(made["merged"].folder) / "config.json").write_text("{}")
+    found = {each.label: each for each in list_evaluated_models(recipe, report, made)}
+    assert list(found) == ["pivot", "m", "n", "merged"]
+    assert {label: each.engine.kind for label, each in found.items() if label != "merged"} == {
+        "pivot": "vllm", "m": "vllm", "n": "transformers",
+    }  # fmt: skip
+    assert found["m"].model.model == "m" and found["merged"].model == recipe.pivot
+    assert found["m"].fingerprint == files["m"].fingerprint and found["m"].files == files["m"]
+    assert found["merged"].fingerprint == made["merged"].fingerprint
+    assert found["merged"].files.place == made["merged"].folder
