@@ -306,3 +306,11 @@ def test_data_cannot_end_its_script_and_stays_the_data_that_it_is() -> None:
     assert text.isascii() and not set("<>&") & set(text) and json.loads(text) == data
     with pytest.raises(ValueError, match="JSON compliant"):
         page._embed(float("nan"))
+
+
+def test_templates_escape_text_and_indent_data_and_leave_no_lines_of_their_own() -> None:
+    environment = page._environment()
+    text = "{% if True %}\n  {% set x = 1 %}\n<{{ text }}>\n{% endif %}\n{{ data | pretty_json }}"
+    template = environment.from_string(text)
+    shown = template.render(text="<é>", data={"é": [1]})
+    assert shown == "<&lt;é&gt;>\n{\n &#34;é&#34;: [\n  1\n ]\n}"
