@@ -62,7 +62,7 @@ def test_with_a_source_its_tokens_stand_beside_or_a_reason_why_not(models: Path)
     assert [(found.groups, found.problem) for found in alone] == [(None, None)] * 3
     assert "groups" not in alone[0].plain() and "source_reason" not in alone[0].plain()
     beside = fusion_ray.inspect(models / "pivot", rows, source=models / "math", template="chatml")
-    assert [found.row for found in beside] == [found.row for found in alone] or len(beside) == 3
+    assert [found.row.tokens for found in beside] == [found.row.tokens for found in alone]
     first, refused, last = beside
     assert first.groups and first.problem is None and last.groups
     assert "".join(t.token for group in first.groups for t in group.pivot).startswith("Gr")
