@@ -67,7 +67,7 @@ def _scoring_memory(recipe: Recipe, name: str, size: ModelSize | None, cluster: 
     if isinstance(engine, OpenAIEngine) or not settings.gpus_per_actor:
         return [] if size is None or isinstance(engine, OpenAIEngine) else _scoring_ram(recipe, name, size, cluster)
     split = engine.tensor_parallel if isinstance(engine, VllmEngine) else 1
-    if split > settings.gpus_per_actor:
+    if 1 < split > settings.gpus_per_actor:
         return [
             f"distributions/{name}: tensor_parallel {split} needs as many GPUs in one actor, gpus_per_actor is "
             f"{settings.gpus_per_actor:g}. Raise distributions.gpus_per_actor."

@@ -81,7 +81,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 def _parse_value(value: str) -> Any:
     parsed = yaml.safe_load(value) if value else None
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text; everyone else reads it as a number.
+    # YAML 1.1 reads 1e-5 as text; everyone else reads it as a number, unless it is quoted.
+    if isinstance(parsed, str) and not value.lstrip().startswith(("'", '"')):
         try:
             return float(parsed)
         except ValueError:

@@ -121,6 +121,12 @@ def test_transformers_takes_one_gpu_however_many_an_actor_has(memory: float, fit
     assert (found == []) is fits
 
 
+@pytest.mark.parametrize(("memory", "fits"), [(47.0, True), (46.6, False)])
+def test_two_scorers_may_share_a_gpu_that_has_room_for_both(memory: float, fits: bool) -> None:
+    half = ("distributions.engine=transformers", "distributions.gpus_per_actor=0.5")
+    assert (problems(scored(), *half, size=10 * GIB, gpu=Gpu(memory, 1)) == []) is fits
+
+
 def test_tensor_parallelism_may_be_all_of_an_actor_s_gpus_and_no_more() -> None:
     engine = "distributions.engine={{kind: vllm, tensor_parallel: {}}}"
     assert problems(scored(), engine.format(2)) == []

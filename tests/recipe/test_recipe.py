@@ -277,3 +277,8 @@ def test_parameters_of_a_merge_that_are_no_shares_or_not_finite_are_refused(meth
         parse_recipe(SMALL | {"merged": {"method": method}})
     for share in (0, 1, [0.0, 1.0], {"a": 0.5}):
         parse_recipe(SMALL | {"merged": {"method": {"kind": "ties", "density": share}}})
+
+
+def test_a_quoted_number_is_text() -> None:
+    assert with_overrides("name='5'").name == "5" and with_overrides('name="1e5"').name == "1e5"
+    assert with_overrides("targets.learning_rate=1e-5").targets.learning_rate == 1e-5
