@@ -112,5 +112,5 @@ class _Answer:
         own = chats.take(best_known(scored, artifact.source)).to_pylist()
         rows, counts = answer_anew(own, *self.engine, self.recipe.answers, self.recipe.seed)
         table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
-        facts = {"rejected": {}, "counts": dict(counts)}
+        facts = {"rejected": [], "counts": dict(counts)}
         return asdict(write_shard(artifact.folder, path, table, artifact.fingerprint, facts))

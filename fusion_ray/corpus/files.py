@@ -96,6 +96,11 @@ def chat_of(row: Mapping[str, Any] | str, columns: Columns = UNNAMED) -> Chat:
     return Chat(labels[0], labels[1], None if reason else messages, reason and _valid(reason), not_read)
 
 
+def is_named_by_content(chat: Chat) -> bool:
+    """Whether a usable chat had no id of its own, so that its id is that of all chats with these messages."""
+    return chat.messages is not None and chat.id == _hash_id(json.dumps(chat.messages))
+
+
 def _valid(text: str) -> str:
     """The text with a question mark for every lone surrogate, which no file of UTF-8 can hold."""
     return text.encode("utf-8", "replace").decode()

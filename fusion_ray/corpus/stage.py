@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusion_ray.corpus.files import chat_files, read_chats
+from fusion_ray.corpus.files import chat_files, is_named_by_content, read_chats
 from fusion_ray.corpus.row_formats import CORPUS_SCHEMA, Chat
 from fusion_ray.corpus.split import split_of
 from fusion_ray.errors import RecipeError
@@ -24,7 +24,7 @@ from fusion_ray.on_ray.metrics import Meter
 from fusion_ray.progress import Progress, Tell
 from fusion_ray.recipe import Corpus, Recipe
 from fusion_ray.storage.artifacts import Artifact, retract_manifest, write_manifest
-from fusion_ray.storage.rejections import settle_rejections
+from fusion_ray.storage.rejections import list_rejected, settle_rejections
 from fusion_ray.storage.shards import SPLITS, ShardRecord, find_shard, shard_path, write_shard
 
 
@@ -111,7 +111,8 @@ def _write_file(recipe: Recipe, artifact: Artifact, file: _File) -> list[ShardRe
     records = []
     for row, chat in enumerate(chats):
         if row in file.repeated:
-            chat = chat._replace(messages=None, reason="an earlier chat has this id")
+            why = "an exact copy of an earlier chat" if is_named_by_content(chat) else "an earlier chat has this id"
+            chat = chat._replace(messages=None, reason=chat.reason or why)
         split = split_of(chat.id, recipe.corpus, recipe.seed)
         waiting[split].append(chat)
         if len(waiting[split]) == recipe.corpus.shard_rows:
@@ -130,7 +131,7 @@ def _commit(artifact: Artifact, split: str, index: int, chats: list[Chat]) -> Sh
     table = pa.Table.from_pylist([chat._asdict() for chat in chats], schema=CORPUS_SCHEMA)
     usable = [chat for chat in chats if chat.reason is None]
     facts = {
-        "rejected": {chat.id: chat.reason for chat in chats if chat.reason},
+        "rejected": list_rejected([chat.id for chat in chats], [chat.reason for chat in chats]),
         "domains": dict(Counter(chat.domain for chat in usable)),
         "not_read": dict(Counter(name for chat in usable for name in chat.not_read)),
         "answer_bytes": sum(

@@ -15,6 +15,7 @@ from fusion_ray.models.folders import load_tokenizer, longest_sequence, read_con
 from fusion_ray.models.scorer import Scorer
 from fusion_ray.recipe import Distributions, Model, OpenAIEngine
 from fusion_ray.storage.attempts import Attempts
+from fusion_ray.storage.rejections import list_rejected
 from fusion_ray.storage.topk import TopK
 
 # If more rows of one shard than this kill the engine, each alone, the engine itself is to blame.
@@ -262,10 +263,9 @@ def count_cut(rendered: pa.Table) -> int:
 
 def sum_scores(scored: pa.Table) -> dict[str, Any]:
     """Totals of a scored shard: answer tokens, bytes, nll in nats, and the rejected rows."""
-    reasons = dict(zip(scored["id"].to_pylist(), scored["reason"].to_pylist(), strict=True))
     real = flat_values(scored, "real_logprobs", np.float64)
     return {
-        "rejected": {identity: reason for identity, reason in reasons.items() if reason is not None},
+        "rejected": list_rejected(scored["id"].to_pylist(), scored["reason"].to_pylist()),
         "answer_tokens": len(real),
         "answer_bytes": int(np.nansum(scored["n_bytes"].to_numpy().astype(np.float64))) if len(scored) else 0,
         "nll_nats": float(-real.sum()),

@@ -20,6 +20,7 @@ from fusion_ray.fused.choose import average_topks, joint_groups, pick_mince_grou
 from fusion_ray.fused.trust import believe, count_ratios
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.recipe import AvgCE, BytesAlign, Fused, MinCE
+from fusion_ray.storage.rejections import list_rejected
 from fusion_ray.storage.topk import GOLD, NO_TEACHER, TopK
 
 FUSED_SCHEMA = pa.schema(
@@ -146,7 +147,7 @@ class Fuser:
         for number, row in enumerate(rows):
             if row["reason"] is None and max(row["chosen"]) <= 0:
                 rows[number] = {name: row[name] for name in ("id", "domain")} | {"reason": "the pivot fits it better"}
-        return FusedShard(pa.Table.from_pylist(rows, schema=FUSED_SCHEMA), facts | {"rejected": {}})
+        return FusedShard(pa.Table.from_pylist(rows, schema=FUSED_SCHEMA), facts | {"rejected": []})
 
     def count_ratios(self, chats: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
         """Compare each source with the pivot where it is chosen, for `trust: fitted`; counts add up over shards."""
@@ -323,9 +324,8 @@ class Fuser:
         for domain, chosen, reason in zip(*(table[c].to_pylist() for c in ("domain", "chosen", "reason")), strict=True):
             if reason is None:
                 positions.setdefault(domain, Counter()).update(names[model] for model in chosen)
-        reasons = zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True)
         return {
-            "rejected": {identity: reason for identity, reason in reasons if reason is not None},
+            "rejected": list_rejected(table["id"].to_pylist(), table["reason"].to_pylist()),
             "alignment": alignment,
             "chosen": {domain: dict(counts) for domain, counts in positions.items()},
         }

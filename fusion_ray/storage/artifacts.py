@@ -21,7 +21,7 @@ from fusion_ray.storage.run_folder import MANIFEST, STAGES, stage_folder
 from fusion_ray.storage.shards import ShardRecord
 
 # Raised when a stage's results change, so that what an older version made of the same inputs is made anew.
-CODE_VERSIONS = {**dict.fromkeys(STAGES, 1), "distributions": 2, "answers": 2, "fused": 2}
+CODE_VERSIONS = {**dict.fromkeys(STAGES, 1), **dict.fromkeys(("corpus", "distributions", "answers", "fused"), 2)}
 _REPORTED_PACKAGES = (
     "ray",
     "torch",

@@ -1,6 +1,7 @@
 """Rows that a stage could not use: listed by id and reason, counted, and capped."""
 
 import json
+from collections.abc import Iterable
 
 from fusion_ray.errors import ArtifactError
 from fusion_ray.storage.artifacts import Artifact
@@ -10,10 +11,19 @@ from fusion_ray.storage.shards import ShardRecord
 LISTING = "rejected/rows.jsonl"
 
 
+def list_rejected(ids: Iterable[str], reasons: Iterable[str | None]) -> list[tuple[str, str]]:
+    """Id and reason of every row of a shard that has one, in the order of the rows: rows of one id are counted apart.
+
+    >>> list_rejected(["a", "b", "a"], ["no answer", None, "no answer"])
+    [('a', 'no answer'), ('a', 'no answer')]
+    """
+    return [(identity, reason) for identity, reason in zip(ids, reasons, strict=True) if reason is not None]
+
+
 def settle_rejections(artifact: Artifact, records: list[ShardRecord], cap: float, of: int | None = None) -> int:
     """List the rejected rows of finished shards in `rejected/rows.jsonl`, and fail when there are too many.
 
-    A shard's facts hold `rejected`: a mapping of row id to reason. What an earlier stage rejected is among them.
+    A shard's facts hold `rejected`, see `list_rejected`. What an earlier stage rejected is among them.
 
     Args:
         artifact: What the shards are of.
@@ -31,7 +41,7 @@ def settle_rejections(artifact: Artifact, records: list[ShardRecord], cap: float
     rejected = [
         {"id": identity, "reason": reason, "shard": record.path}
         for record in records
-        for identity, reason in record.facts["rejected"].items()
+        for identity, reason in record.facts["rejected"]
     ]
     rows = sum(record.rows for record in records) if of is None else of
     if rejected:

@@ -262,7 +262,7 @@ def test_an_answer_s_row_has_its_author_s_number_or_a_reason(tmp_path: Path) -> 
     table, facts = fuser.fuse_answers(chats, tables)
     found = table.to_pylist()
     assert [row["id"] for row in found] == [row["id"] for row in rows]
-    assert facts["rejected"] == {}
+    assert facts["rejected"] == []
     rates = [(row["bits_per_byte"] or [0, 0, 1])[0::2] for row in fuser.fuse(chats, tables).table.to_pylist()]
     assert {rate[0] > rate[1] for rate in rates} == {True, False}
     for row, (pivot, author) in zip(found, rates, strict=True):

@@ -102,8 +102,8 @@ def test_scores_are_the_models_own_log_probabilities_of_the_answers(folder: str)
     assert totals["nll_nats"] == pytest.approx(-sum(map(sum, expected)), rel=1e-5)
     assert totals["answer_tokens"] == sum(map(len, expected))
     assert totals["answer_bytes"] == len(ANSWERS[0]) * 2 + len(ANSWERS[1]) + len(ANSWERS[2])
-    assert totals["rejected"] == {"c3": "not a chat"}
-    assert sum_scores(table.slice(0, 0)) == {"rejected": {}, "answer_tokens": 0, "answer_bytes": 0, "nll_nats": 0.0}
+    assert totals["rejected"] == [("c3", "not a chat")]
+    assert sum_scores(table.slice(0, 0)) == {"rejected": [], "answer_tokens": 0, "answer_bytes": 0, "nll_nats": 0.0}
 
 
 def test_answer_tokens_share_the_bytes_of_their_turn_among_them(folder: str) -> None:
@@ -185,7 +185,7 @@ def test_a_scored_shard_is_read_position_by_position() -> None:
     assert scored.topk.ids_TK.tolist() == [[1, 7], [2, 7], [3, 7], [4, 7], [5, -1]]
     assert scored.topk.logprobs_TK[:, 0].tolist() == scored.topk.real_logprobs_T.tolist() == [-1, -2, -3, -4, -5]
     table = pa.Table.from_pylist([*rows, {"id": "c", "reason": "no"}], schema=DISTRIBUTIONS_SCHEMA)
-    assert sum_scores(table) == {"rejected": {"c": "no"}, "answer_tokens": 5, "answer_bytes": 11, "nll_nats": 15.0}
+    assert sum_scores(table) == {"rejected": [("c", "no")], "answer_tokens": 5, "answer_bytes": 11, "nll_nats": 15.0}
     assert read_topk(table).ids_TK.shape == (5, 2) and read_topk(table.slice(2)).ids_TK.shape == (0, 1)
     rows[0] |= {"turn_lengths": [3, 0], "turn_starts": [0, 4], "boundaries": [3, 5, 9]}
     last_empty = read_scored(pa.Table.from_pylist(rows[:1], schema=DISTRIBUTIONS_SCHEMA))

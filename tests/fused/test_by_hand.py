@@ -274,7 +274,7 @@ def test_rows_keep_their_places_and_the_first_reason() -> None:
     assert placed["reason"].to_pylist() == [None, "bad", "lost", None]
     projection = SimpleNamespace(counts={"n": 1}, violation_nats=0.5)
     assert fuser()._facts(placed, {"a": projection}, {"a": 0.9}) == {  # type: ignore[dict-item]
-        "rejected": {"1": "bad", "2": "lost"}, "chosen": {"x": {"a": 1, "p": 1}},
+        "rejected": [("1", "bad"), ("2", "lost")], "chosen": {"x": {"a": 1, "p": 1}},
         "alignment": {"a": {"n": 1, "violation_nats": 0.5, "trust": 0.9}},
     }  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_every_answer_position_gets_a_distribution_and_rows_keep_their_order(sha
         assert len(row["topk_ids"]) == len(row["topk_logprobs"]) == 5 * answers
         assert len(row["bits_per_byte"]) == 2
     assert rows[4]["input_ids"] is None
-    assert facts["rejected"] == {"bad": "no answer"}
+    assert facts["rejected"] == [("bad", "no answer")]
     counts = facts["alignment"]["other"]
     assert counts["covered"] == counts["positions"]
     assert counts["violation_nats"] < 1e-4
@@ -222,7 +222,7 @@ def test_draws_are_aligned_and_chosen_as_top_k_are(shard: dict[str, Any]) -> Non
     fuser = Fuser(Fused(), {name: shard["folders"][name] for name in names[:2]})
     sampled = fuser.fuse(shard["chats"], drawn(shard, names[:2], 40, 0))
     top_k = fuser.fuse(shard["chats"], {name: shard["scored"][name] for name in names[:2]})
-    assert sampled.facts["rejected"] == top_k.facts["rejected"] == {"bad": "no answer"}
+    assert sampled.facts["rejected"] == top_k.facts["rejected"] == [("bad", "no answer")]
     assert sampled.facts["chosen"] == top_k.facts["chosen"]
     for name in ("covered", "one_to_one", "source_nll"):
         ours, theirs = (facts["alignment"]["other"][name] for facts in (sampled.facts, top_k.facts))
@@ -308,5 +308,5 @@ def test_a_shard_without_a_usable_row_keeps_its_rows_with_their_reasons(
         fuser.statistics = {"other": Statistics(pairs=fuser.count_pairs(chats, last)["other"])}
     fused = fuser.fuse(chats, last)
     assert fused.table.to_pylist()[0]["reason"] == "no answer"
-    assert fused.facts["rejected"] == {"bad": "no answer"}
+    assert fused.facts["rejected"] == [("bad", "no answer")]
     assert fused.facts["alignment"]["other"]["positions"] == 0

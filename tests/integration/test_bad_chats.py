@@ -1,6 +1,7 @@
 """Chats that cannot be used are rejected by id and reason, counted, and touch no other row; bad settings are named."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,26 @@ def test_every_bad_chat_is_rejected_with_its_reason_and_no_other(recipe: Recipe)
         table = read_shard(str(folder), shard)
         used = [row["id"] for row in table.to_pylist() if row["reason"] is None]
         assert used == [*GOOD, *(["sharp"] if not sick else [])]
+
+
+def test_rows_are_counted_one_by_one_though_they_are_equal(recipe: Recipe, tmp_path: Path) -> None:
+    nameless = {"messages": _chat("", "Twice.")["messages"]}
+    chats = [_chat(f"good-{n}", f"Answer {n}.") for n in range(30)] + [{"messages": []}] * 20 + [nameless] * 5
+    chats += [_chat("0", f"Another {n}.") for n in range(5)]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    corpus = {"path": str(path), "heldout": 0, "validation": 0, "max_rejected": 0.5}
+    data = recipe.model_dump(mode="json") | {"name": "equal", "corpus": corpus}
+    run(parse_recipe(data), until="corpus")
+    folder = Path(recipe.folder).parent / "equal" / "1_corpus"
+    assert read_manifest(str(folder)).facts["rejected"] == 28
+    listed = [json.loads(line)["reason"] for line in (folder / "rejected" / "rows.jsonl").read_text().splitlines()]
+    assert Counter(listed) == {
+        "nothing to read in messages: no text and no messages there": 20, "an exact copy of an earlier chat": 4,
+        "an earlier chat has this id": 4,
+    }  # fmt: skip
+    with pytest.raises(ArtifactError, match=r"28 of 60 rows cannot be used"):
+        run(parse_recipe(data | {"name": "fewer", "corpus": corpus | {"max_rejected": 0.46}}), until="corpus")
 
 
 def test_more_bad_chats_than_the_recipe_allows_fail_the_stage(recipe: Recipe) -> None:

@@ -52,7 +52,7 @@ def test_large_files_come_back_while_the_store_is_asked_for_others(root: str, tm
 
 def test_a_shard_and_its_manifest_are_found_again_and_damage_is_seen(root: str) -> None:
     table = pa.table({"id": [f"row-{n}" for n in range(500)]})
-    record = write_shard(f"{root}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": {}})
+    record = write_shard(f"{root}/1_corpus", "train/00000.parquet", table, "abc", {"rejected": []})
     assert find_shard(f"{root}/1_corpus", "train/00000.parquet", "abc") == record
     assert find_shard(f"{root}/1_corpus", "train/00000.parquet", "other") is None
     artifact = Artifact(run=root, stage="corpus")

@@ -15,7 +15,7 @@ from fusion_ray.storage.shards import ShardRecord
 def test_the_line_counts_rows_tokens_and_actors_and_says_how_long_is_left() -> None:
     told: list[Progress] = []
     artifact = Artifact(run="/nowhere", stage="distributions", model="math")
-    finished = ShardRecord("train/0.parquet", 100, 10, "", {"answer_tokens": 5000, "rejected": {"a": "why"}})
+    finished = ShardRecord("train/0.parquet", 100, 10, "", {"answer_tokens": 5000, "rejected": [["a", "why"]]})
     meter = Meter("toy", artifact, told.append, found=[finished], rows=1000, actors=2)
     for shard in range(9):
         meter.add(finished, f"actor-{shard % 2}")
@@ -40,7 +40,7 @@ def measured(
     meter = Meter("toy", artifact, told.append, rows=rows, **more)
     for now, actor, n_rows, tokens, size in shards:
         clock[0] = 100.0 + now
-        facts = {"rejected": {"a": "why"}} | ({"answer_tokens": tokens} if tokens else {})
+        facts = {"rejected": [["a", "why"]]} | ({"answer_tokens": tokens} if tokens else {})
         meter.add(ShardRecord(f"train/{now}.parquet", n_rows, size, "", facts), actor)
     meter.close()
     return told, values

@@ -12,7 +12,7 @@ from fusion_ray.progress import Progress
 from fusion_ray.storage.artifacts import Artifact
 from fusion_ray.storage.shards import ShardRecord, shard_path, write_shard
 
-FACTS = {"rejected": {"row": "why"}, "answer_tokens": 10}
+FACTS = {"rejected": [["row", "why"]], "answer_tokens": 10}
 PLANNED = [ShardRecord(shard_path("train", n), 2 + n, 0, "", {}) for n in range(3)]
 
 

@@ -128,7 +128,7 @@ def test_what_a_fingerprint_covers_is_named_part_by_part() -> None:
         "code": artifacts.CODE_VERSIONS["fused"], "setting align.kind": "bytes", "setting top_k": 4,
         "input corpus": CORPUS.fingerprint, "model pivot": PIVOT.fingerprint,
     }  # fmt: skip
-    assert CORPUS.parts == {"code": 1, "setting seed": 0, "content chats": "2"}
+    assert CORPUS.parts == {"code": artifacts.CODE_VERSIONS["corpus"], "setting seed": 0, "content chats": "2"}
     assert made("targets", "control", "gold").parts == {"code": 1, "arm": "gold"}
     assert made("targets", model="gold").parts == {"code": 1}
     assert repr(CORPUS) == f"<corpus {CORPUS.fingerprint}>"
@@ -151,13 +151,13 @@ def test_every_change_is_told_in_words_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_manifest_is_the_json_of_all_that_it_was_told(tmp_path: Path) -> None:
     artifact = replace(FUSED, run=str(tmp_path))
-    shard = ShardRecord("train/0.parquet", 3, 9, "h", {"rejected": {}})
+    shard = ShardRecord("train/0.parquet", 3, 9, "h", {"rejected": []})
     write_manifest(artifact, seconds=2.0006, shards=[shard], files={"a": "1"}, facts={"b": 2}, peak_bytes={"driver": 7})
     text = Path(artifact.folder, "MANIFEST.json").read_text()
     told = {
         "facts": {"b": 2}, "files": {"a": "1"}, "fingerprint": artifact.fingerprint, "name": "math",
         "parts": artifact.parts, "peak_bytes": {"driver": 7}, "seconds": 2.001,
-        "shards": [{"path": "train/0.parquet", "rows": 3, "bytes": 9, "sha256": "h", "facts": {"rejected": {}}}],
+        "shards": [{"path": "train/0.parquet", "rows": 3, "bytes": 9, "sha256": "h", "facts": {"rejected": []}}],
         "stage": "fused", "versions": artifacts.versions(),
     }  # fmt: skip
     assert text == json.dumps(told, indent=1, sort_keys=True)

@@ -31,7 +31,7 @@ def artifact(folder: Path, **settings: object) -> Artifact:
 
 def test_a_shard_comes_back_with_its_rows_and_facts(tmp_path: Path) -> None:
     path = shard_path("train", 3)
-    record = write_shard(str(tmp_path), path, TABLE, "f1", {"rejected": {"b": "why"}})
+    record = write_shard(str(tmp_path), path, TABLE, "f1", {"rejected": [["b", "why"]]})
     assert path == "train/00003.parquet"
     assert read_shard(str(tmp_path), record).to_pydict() == TABLE.to_pydict()
     assert find_shard(str(tmp_path), path, "f1") == record
@@ -75,7 +75,7 @@ def test_a_shard_that_was_damaged_before_its_manifest_was_written_counts_as_not_
     tables = {"texts.parquet": TABLE, "fused.parquet": toy_fused.toy_fused(60)}
     chooser = random.Random(1)
     for name, table in tables.items():
-        record = write_shard(str(tmp_path), name, table, "f1", {"rejected": {}, "answer_tokens": 7})
+        record = write_shard(str(tmp_path), name, table, "f1", {"rejected": [], "answer_tokens": 7})
         data = (tmp_path / name).read_bytes()
         assert find_shard(str(tmp_path), name, "f1") == record
         for _ in range(100):
@@ -157,7 +157,7 @@ def test_numbers_that_are_not_finite_never_reach_a_manifest(tmp_path: Path) -> N
 
 
 def test_too_many_rejected_rows_stop_the_stage_and_are_listed(tmp_path: Path) -> None:
-    record = write_shard(str(tmp_path), "0.parquet", TABLE, "f1", {"rejected": {"b": "no answer"}})
+    record = write_shard(str(tmp_path), "0.parquet", TABLE, "f1", {"rejected": [["b", "no answer"]]})
     assert settle_rejections(artifact(tmp_path), [record], cap=0.5) == 1
     assert "no answer" in Path(artifact(tmp_path).folder, "rejected", "rows.jsonl").read_text()
     with pytest.raises(ArtifactError, match=r"1 of 3 rows.*b: no answer"):
@@ -241,12 +241,12 @@ def test_a_compact_shard_reads_like_the_plain_one(tmp_path: Path) -> None:
 def test_rejected_rows_are_listed_line_by_line_and_the_first_three_are_named(tmp_path: Path) -> None:
     rows = {f"r{n}": f"naïve {n}" for n in range(4)}
     records = [
-        write_shard(str(tmp_path), path, TABLE, "f1", {"rejected": dict(part)})
+        write_shard(str(tmp_path), path, TABLE, "f1", {"rejected": part})
         for path, part in (("0.parquet", [*rows.items()][:3]), ("1.parquet", [*rows.items()][3:]))
     ]
     made = artifact(tmp_path)
     listing = Path(made.folder, "rejected", "rows.jsonl")
-    assert settle_rejections(made, [write_shard(str(tmp_path), "2.parquet", TABLE, "f", {"rejected": {}})], 0) == 0
+    assert settle_rejections(made, [write_shard(str(tmp_path), "2.parquet", TABLE, "f", {"rejected": []})], 0) == 0
     assert settle_rejections(made, [], 0) == 0 and not listing.exists()
     assert settle_rejections(made, records, cap=4 / 6) == 4
     with pytest.raises(ArtifactError, match=r"4 of 6 .* \(66\.6%\) .* r0: naïve 0; r1: naïve 1; r2: naïve 2\. All are"):
