@@ -1,5 +1,7 @@
 """Weights & Biases and MLflow themselves, which start processes of their own."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,15 @@ def test_wandb_offline_writes_a_run_of_our_name(tmp_path: Path, monkeypatch: pyt
     wandb.log(1, curve_values(curve_line(1)))
     wandb.close()
     (written,) = tmp_path.glob("wandb/offline-run-*/run-mine-math-0123.wandb")
-    content = written.read_bytes()
-    assert b"gradient_norm" in content and b"mine/math" in content
+    # A process of its own writes the file, on a busy machine after `finish` has come back.
+    wait_until(lambda: b"gradient_norm" in written.read_bytes() and b"mine/math" in written.read_bytes(), seconds=120)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
