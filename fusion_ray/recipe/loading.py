@@ -56,7 +56,7 @@ def parse_columns(data: Any) -> Columns:
     >>> parse_columns({"prompt": "ask", "answer": "reply"}).id
     'id'
     """
-    return _validated(Columns, data, "columns")
+    return _validated(Columns, data, "inspect")
 
 
 def _validated(kind: type[Part], data: Any, where: str) -> Part:
