@@ -11,7 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from fusion_ray.corpus.files import chat_files, chat_of, read_chats, read_rows
+from fusion_ray.corpus.files import chat_files, chat_of, is_named_by_content, read_chats, read_rows
 from fusion_ray.corpus.row_formats import Chat
 from fusion_ray.errors import CorruptArtifactError, RecipeError
 from fusion_ray.recipe import Columns
@@ -246,3 +246,8 @@ def test_json_is_one_object_or_an_array_of_them_or_one_a_line(
         return
     with pytest.raises(CorruptArtifactError, match=found):
         list(read_rows("c.json"))
+
+
+def test_a_chat_without_an_id_of_its_own_is_named_by_its_content() -> None:
+    rows = (OPENAI, OPENAI | {"id": ""}, OPENAI | {"id": "x"}, {"messages": []}, "no JSON")
+    assert [is_named_by_content(chat_of(row)) for row in rows] == [True, True, False, False, False]
