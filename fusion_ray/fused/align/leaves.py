@@ -72,9 +72,9 @@ def find_leaves(
 ) -> Leaves:
     """List the leaves that need more than a source id, and look their pivot tokens up.
 
-    Written out from the start of their group, the leaves of n source tokens would have n^2 bytes: ten thousand
-    characters of `{}{}{}` took 14 GB. So a leaf that begins more than WINDOW bytes into its group begins, by
-    definition, with the real path's pivot tokens up to WINDOW bytes before it, and only what follows is tokenised.
+    Written out from the start of their group, the leaves of n source tokens would have n^2 bytes. So a leaf
+    that begins more than WINDOW bytes into its group begins, by definition, with the real path's pivot tokens up to
+    WINDOW bytes before it, and only what follows is tokenised.
     """
     extra_S = np.full(len(source), -1, dtype=np.int64)
     extras = _number_extras(groups.source_start, groups.source_stop, fold_G, extra_S)

@@ -57,8 +57,8 @@ class Scratch(NamedTuple):
     Attributes:
         entry, base, log_mass: Its leaves in the order of the text: entry of the string table, how many of the group's
             pivot tokens come before it, and the natural log of the mass.
+            While positions are projected, the leaves that begin with the tokens before a position move to the front.
         log_mass_from: Log of the mass of a leaf and all after it.
-        following: Leaves that begin with the pivot tokens before a position.
         unknown, unknown_from: Log mass of unknown bytes at each of its source positions, and there and after it.
         slot_V: Place of a pivot token in `found`, -1 where it has none.
         found, found_mass: Pivot tokens met at one position, and the log of their mass.
@@ -68,7 +68,6 @@ class Scratch(NamedTuple):
     base: np.ndarray
     log_mass: np.ndarray
     log_mass_from: np.ndarray
-    following: np.ndarray
     unknown: np.ndarray
     unknown_from: np.ndarray
     slot_V: np.ndarray
@@ -92,7 +91,7 @@ def make_scratch(longest: int, top_k: int, vocabulary: int) -> Scratch:
     size = longest * top_k + 1
     return Scratch(
         np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size), np.empty(size + 1),
-        np.empty(size, np.int64), np.empty(max(longest, 1)), np.empty(max(longest, 1) + 1),
+        np.empty(max(longest, 1)), np.empty(max(longest, 1) + 1),
         np.full(vocabulary, -1, np.int32), np.empty(size, np.int64), np.empty(size),
     )  # fmt: skip
 
@@ -100,23 +99,28 @@ def make_scratch(longest: int, top_k: int, vocabulary: int) -> Scratch:
 @compiled
 def project_groups(inputs: Inputs, shares: Shares, unigram: bool, scratch: Scratch, outputs: Outputs) -> None:
     """Fill the outputs at every pivot position of every group that is not skipped."""
+    nothing = _lay_out(inputs, -1, scratch)
     for g in range(len(inputs.pivot_start)):
         if inputs.skip_G[g]:
             continue
         start, stop = inputs.pivot_start[g], inputs.pivot_stop[g]
         leaves, path = _gather_leaves(inputs, g, stop - start > 1, scratch)
-        _sum_up(scratch.log_mass, leaves, scratch.log_mass_from)
+        # Leaves reached so far, and how many of them follow the real path: all at once but in long groups.
+        ahead = following = leaves
+        scratch.log_mass_from[leaves] = -np.inf
+        if leaves and scratch.base[leaves - 1] > 0:
+            ahead = following = 0
+            _sum_up(scratch.log_mass, leaves, scratch.log_mass_from)
         has_tail = unigram and stop - start > 1 and inputs.fold_G[g] == 0
-        tail = _lay_out(inputs, g if has_tail else -1, scratch)
+        tail = _lay_out(inputs, g, scratch) if has_tail else nothing
         projected = 0.0
         below = 0.0  # log of the unknown mass that begins with the tokens before this position
-        ahead, following = 0, 0  # leaves reached so far, and how many of them follow the real path
         for j in range(stop - start):
             above = -np.inf
             if has_tail and j + 1 < stop - start:
                 above = _unknown_mass(inputs.pivot_ids[start : start + j + 1], tail, shares, scratch)
             while ahead < leaves and scratch.base[ahead] <= j:
-                scratch.following[following] = ahead
+                _move(scratch, ahead, following)
                 ahead, following = ahead + 1, following + 1
             following = _project_position(
                 inputs, g, j, following, scratch.log_mass_from[ahead], path, below, above, scratch, outputs
@@ -164,6 +168,13 @@ def _gather_leaves(inputs: Inputs, g: int, inside: bool, scratch: Scratch) -> tu
 
 
 @compiled
+def _move(scratch: Scratch, leaf: int, to: int) -> None:
+    scratch.entry[to] = scratch.entry[leaf]
+    scratch.base[to] = scratch.base[leaf]
+    scratch.log_mass[to] = scratch.log_mass[leaf]
+
+
+@compiled
 def _sum_up(log_mass: np.ndarray, count: int, log_mass_from: np.ndarray) -> None:
     """Logs of the sums of each mass and all after it; nothing, -inf, comes after the last."""
     log_mass_from[count] = -np.inf
@@ -197,9 +208,8 @@ def _project_position(
     real = inputs.pivot_ids[start + j]
     whole = 0.0 if j == 0 else _log_mass_of(following, ahead, path, below, scratch)
     count, kept = 0, 0
-    real_logprob = np.logaddexp(path, ahead) - whole
-    for i in range(following):
-        leaf = scratch.following[i]
+    real_logprob = (np.logaddexp(path, ahead) if ahead > -np.inf else path) - whole
+    for leaf in range(following):
         at = inputs.token_offsets[scratch.entry[leaf]] + j - scratch.base[leaf]
         if at >= inputs.token_offsets[scratch.entry[leaf] + 1]:
             continue  # the leaf ends here: nothing is known of what follows it
@@ -207,7 +217,7 @@ def _project_position(
         mass = scratch.log_mass[leaf] - whole
         if token == real:
             real_logprob = np.logaddexp(real_logprob, mass)
-            scratch.following[kept] = leaf
+            _move(scratch, leaf, kept)
             kept += 1
         elif scratch.slot_V[token] < 0:
             scratch.slot_V[token] = count
@@ -233,14 +243,14 @@ def _project_position(
 def _log_mass_of(following: int, ahead: float, path: float, below: float, scratch: Scratch) -> float:
     """Log of the mass of everything that begins with the pivot tokens of the group before a position."""
     top = max(path, below, ahead)
-    for i in range(following):
-        top = max(top, scratch.log_mass[scratch.following[i]])
+    for leaf in range(following):
+        top = max(top, scratch.log_mass[leaf])
     total = np.exp(path - top)
     for other in (below, ahead):
         if other > -np.inf:
             total += np.exp(other - top)
-    for i in range(following):
-        total += np.exp(scratch.log_mass[scratch.following[i]] - top)
+    for leaf in range(following):
+        total += np.exp(scratch.log_mass[leaf] - top)
     return top + np.log(total)
 
 
@@ -298,23 +308,35 @@ def _unknown_mass(first_tokens: np.ndarray, tail: _Tail, shares: Shares, scratch
     Unknown bytes that begin after those tokens count whole. Longer ahead than the longest source token none begins.
     """
     size = tail.stops[len(first_tokens)]
-    beyond = max(1, np.searchsorted(tail.before, size))
-    nearest = max(1, np.searchsorted(tail.before, size - shares.longest_bytes))
-    total = scratch.unknown_from[beyond]
-    if len(first_tokens) <= shares.longest_tokens:
+    beyond = max(1, _first_at(tail.before, size))
+    nearest = max(1, _first_at(tail.before, size - shares.longest_bytes))
+    from_start = len(first_tokens) <= shares.longest_tokens
+    top = scratch.unknown_from[0 if from_start else nearest]  # no term is larger
+    if top == -np.inf:
+        return -np.inf
+    total = np.exp(scratch.unknown_from[beyond] - top)
+    if from_start and scratch.unknown[0] > -np.inf:
         share = _share(first_tokens, shares.token_flat, shares.token_offsets, shares.token_running)
-        total = _plus(total, scratch.unknown[0], share)
+        total += np.exp(scratch.unknown[0] - top) * share
     for i in range(nearest, beyond):
-        rest = tail.text[tail.before[i] : size]
-        share = _share(rest, shares.byte_flat, shares.byte_offsets, shares.byte_running)
-        total = _plus(total, scratch.unknown[i], share)
-    return total
+        if scratch.unknown[i] > -np.inf:
+            rest = tail.text[tail.before[i] : size]
+            share = _share(rest, shares.byte_flat, shares.byte_offsets, shares.byte_running)
+            total += np.exp(scratch.unknown[i] - top) * share
+    return top + np.log(total) if total > 0.0 else -np.inf
 
 
 @compiled
-def _plus(total: float, log_mass: float, share: float) -> float:
-    """Log of a sum of which a part is a share of a mass."""
-    return np.logaddexp(total, log_mass + np.log(share)) if share > 0.0 and log_mass > -np.inf else total
+def _first_at(values: np.ndarray, least: int) -> int:
+    """The first of some rising values that is at least so much, or their number."""
+    low, high = 0, len(values)
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] >= least:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 @compiled
