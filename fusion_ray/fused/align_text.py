@@ -8,7 +8,7 @@ from fusion_ray.chat import Rendered, render
 from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.fused.align.exact import project
 from fusion_ray.fused.align.groups import find_groups, pair_turns
-from fusion_ray.fused.align.projector import Projector, build_projector
+from fusion_ray.fused.align.projector import Projector, build_projector, known_ends
 from fusion_ray.fused.align.view import GroupView, ViewSide, view_turn
 from fusion_ray.models.folders import load_tokenizer
 from fusion_ray.recipe import TransformersEngine
@@ -24,7 +24,6 @@ class _Side(NamedTuple):
 
     answers: AnswerTokens
     topk: TopK | None
-    end: int | None
 
 
 def align_text(text: str, pivot: str, source: str, *, score: bool) -> list[GroupView]:
@@ -43,7 +42,7 @@ def align_text(text: str, pivot: str, source: str, *, score: bool) -> list[Group
     ours, theirs = (
         _read(text, folder, tokenizer, score) for folder, tokenizer in zip(folders, tokenizers, strict=True)
     )
-    projector = build_projector(*tokenizers, pivot_end=ours.end, source_ends=_known(theirs.end))
+    projector = _projector(ours, theirs, *tokenizers)
     projected = None
     groups = find_groups(
         ours.answers, theirs.answers, pair_turns(ours.answers, theirs.answers), projector.same_vocabulary
@@ -61,8 +60,8 @@ def align_answers(pivot: Rendered, source: Rendered, pivot_tokenizer: Any, sourc
     Raises:
         AlignmentError: The two do not cover the same bytes.
     """
-    ours, theirs = (_Side(_answers(rendered), None, _end_of(rendered)) for rendered in (pivot, source))
-    projector = build_projector(pivot_tokenizer, source_tokenizer, pivot_end=ours.end, source_ends=_known(theirs.end))
+    ours, theirs = (_Side(_answers(rendered), None) for rendered in (pivot, source))
+    projector = _projector(ours, theirs, pivot_tokenizer, source_tokenizer)
     partner = pair_turns(ours.answers, theirs.answers)
     groups = find_groups(ours.answers, theirs.answers, partner, projector.same_vocabulary)
     sides = _view_sides(ours, theirs, projector)
@@ -81,13 +80,9 @@ def _answers(rendered: Rendered) -> AnswerTokens:
     return gather_answers([turns])
 
 
-def _known(end: int | None) -> list[int]:
-    return [] if end is None else [end]
-
-
-def _end_of(rendered: Rendered) -> int | None:
-    """The token that ends its answers."""
-    return next((int(rendered.input_ids[turn.stop - 1]) for turn in rendered.turns if turn.ended), None)
+def _projector(ours: _Side, theirs: _Side, pivot_tokenizer: Any, source_tokenizer: Any) -> Projector:
+    ends, source_ends = known_ends(pivot_tokenizer, ours.answers), known_ends(source_tokenizer, theirs.answers)
+    return build_projector(pivot_tokenizer, source_tokenizer, pivot_end=next(iter(ends), None), source_ends=source_ends)
 
 
 def _view_sides(ours: _Side, theirs: _Side, projector: Projector) -> tuple[ViewSide, ViewSide]:
@@ -99,7 +94,7 @@ def _view_sides(ours: _Side, theirs: _Side, projector: Projector) -> tuple[ViewS
 
 def _read(text: str, folder: str, tokenizer: Any, score: bool) -> _Side:
     rendered = render(tokenizer, [{"role": "text", "content": text}], "none")
-    return _Side(_answers(rendered), _score(folder, rendered) if score else None, _end_of(rendered))
+    return _Side(_answers(rendered), _score(folder, rendered) if score else None)
 
 
 def _score(folder: str, rendered: Rendered) -> TopK:

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from fusion_ray.chat.answer_tokens import AnswerTokens, offsets_of
-from fusion_ray.chat.templates import end_tokens
 from fusion_ray.distributions.mince import has_score, pick_mince
 from fusion_ray.distributions.score import Scored, read_scored
 from fusion_ray.errors import StaleArtifactError
 from fusion_ray.fused.align.exact import Projection, project
-from fusion_ray.fused.align.projector import Projector, build_projector
+from fusion_ray.fused.align.projector import Projector, build_projector, known_ends
 from fusion_ray.fused.align_published.dtw import count_pairs, project_dtw
 from fusion_ray.fused.align_published.vocabulary_map import MapKind, PairCounts, VocabularyMap, build_map
 from fusion_ray.fused.choose import average_topks, joint_groups, pick_mince_groups, take, weigh_avgce
@@ -198,10 +197,9 @@ class Fuser:
         return self._tables(name, pivot.answers, source.answers, kind)
 
     def _tables(self, name: str, pivot: AnswerTokens, source: AnswerTokens, kind: MapKind | None) -> Tables:
-        # The ends that the tokenizers name come first: they do not depend on the rows that a shard holds.
         pair = (self.tokenizers[self.pivot], self.tokenizers[name])
-        pivot_end = next(iter([*end_tokens(pair[0]), *pivot.end_ids]), None)
-        source_ends = sorted({*end_tokens(pair[1]), *source.end_ids})
+        pivot_end = next(iter(known_ends(pair[0], pivot)), None)
+        source_ends = known_ends(pair[1], source)
         key = (name, pivot_end, tuple(source_ends))
         if key not in self.tables:
             known = self.statistics.get(name, Statistics())

@@ -1,16 +1,19 @@
 """Small steps of fusing, worked out by hand: trust, averages, published maps and moves, and the rows of a shard."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from toys.models import byte_level_tokenizer
 
 from fusion_ray.chat import Rendered, Turn
 from fusion_ray.chat.answer_tokens import AnswerTokens, AnswerTurn, gather_answers
 from fusion_ray.errors import NonFiniteError, StaleArtifactError
 from fusion_ray.fused import align_text, fuse
+from fusion_ray.fused.align.projector import known_ends
 from fusion_ray.fused.align_published import dtw
 from fusion_ray.fused.align_published.edit_distance import distances, edit_distance, nearest
 from fusion_ray.fused.align_published.spellings import Spellings, lay_out
@@ -279,12 +282,18 @@ def test_rows_keep_their_places_and_the_first_reason() -> None:
     }  # fmt: skip
 
 
-def test_the_end_of_answers_is_that_of_the_first_turn_that_has_one() -> None:
+def test_the_ends_of_a_model_are_those_of_its_tokenizer_and_then_those_of_its_answers() -> None:
     ids = np.array([1, 2, 3, 4, 5, 6], dtype=np.int32)
     turns = [Turn(1, np.array([1]), False, 1), Turn(2, np.array([1, 1]), True, 1), Turn(5, np.array([0]), True, 0)]
     rendered = Rendered(ids, tuple(turns))
-    assert align_text._end_of(rendered) == 4 and align_text._end_of(Rendered(ids, tuple(turns[:1]))) is None
     made = align_text._answers(rendered)
+    tokenizer = byte_level_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert known_ends(tokenizer, made)[0] == end and known_ends(tokenizer, made)[-2:] == [4, 6]
+    bare = deepcopy(tokenizer)
+    bare.chat_template = bare.eos_token = None
+    assert known_ends(bare, made) == [4, 6] and known_ends(bare, align_text._answers(Rendered(ids, ()))) == []
+    assert known_ends(bare, align_text._answers(Rendered(ids, tuple(turns[:1])))) == []
     assert (made.ids_T.tolist(), made.turn_offsets.tolist(), made.row_offsets.tolist()) == (
         [2, 3, 4, 6],
         [0, 1, 3, 4],

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusion_ray.chat.answer_tokens import offsets_of
+from fusion_ray.chat.answer_tokens import AnswerTokens, offsets_of
+from fusion_ray.chat.templates import end_tokens
 from fusion_ray.chat.vocabulary import Vocabulary, read_vocabulary, refuse_unjoinable
 from fusion_ray.errors import AlignmentError
 from fusion_ray.fused.align.encoder import MidTextEncoder
@@ -65,6 +66,14 @@ class Projector:
             ids + end if key[0] == ENDED and (ids or len(key) == 1) else ids
             for ids, key in zip(found, keys, strict=True)
         ]
+
+
+def known_ends(tokenizer: Any, answers: AnswerTokens) -> list[int]:
+    """Every token that ends turns of a model, the usual one first.
+
+    Those that the tokenizer names come before those of the answers, so that little depends on the rows at hand.
+    """
+    return list(dict.fromkeys([*end_tokens(tokenizer), *answers.end_ids]))
 
 
 def build_projector(
